@@ -1,0 +1,1 @@
+//! Physical page allocator: zones, pageblock bitmaps, per-CPU page sets, watermarks

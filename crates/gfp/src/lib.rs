@@ -1,0 +1,1 @@
+//! The vocabulary of kmem: GFP flags, frames, orders, zones, errors and the seam traits

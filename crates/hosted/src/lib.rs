@@ -1,0 +1,1 @@
+//! A whole machine inside a process, running kmem

@@ -1,0 +1,1 @@
+//! kmalloc: size classes, large objects, krealloc, kfree, array arithmetic

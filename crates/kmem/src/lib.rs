@@ -1,0 +1,1 @@
+//! The memory-allocation stack of a kernel, wired together for one platform

@@ -1,0 +1,3 @@
+//! kmem-lab: `cargo lab`.
+
+fn main() {}

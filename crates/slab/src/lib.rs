@@ -1,0 +1,1 @@
+//! Object caches: sheaves, barns, slabs, bulk, RCU frees, mempools, debugging

@@ -1,0 +1,3 @@
+//! `cargo xtask`: every check and measurement of the workspace.
+
+fn main() {}
