@@ -3,6 +3,7 @@
 mod conformance;
 mod source;
 mod table;
+mod tidy;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -31,11 +32,14 @@ struct Cli {
 enum Command {
     /// Show each fact of the behavioural reference as tested, different on purpose or out of scope.
     Conformance(conformance::Options),
+    /// Check what the compiler cannot see: layers, headers, `no_std`, panics, leftovers.
+    Tidy,
 }
 
 fn main() -> ExitCode {
     let outcome = Workspace::load().and_then(|workspace| match Cli::parse().command {
         Command::Conformance(options) => conformance::run(&workspace, &options),
+        Command::Tidy => tidy::run(&workspace),
     });
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
