@@ -1,11 +1,19 @@
 //! `cargo xtask`: every check and measurement of the workspace.
 
+mod check;
 mod conformance;
+mod deny;
+mod forward;
+mod loom;
+mod matrix;
+mod process;
 mod source;
+mod steps;
 mod table;
 mod tidy;
 mod workspace;
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 use workspace::Workspace;
@@ -30,22 +38,64 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Show each fact of the behavioural reference as tested, different on purpose or out of scope.
+    /// Everything that must hold before a change goes in.
+    Check(check::Options),
+    /// What takes longer: ignored tests in release builds, all models.
+    Long {
+        /// Stop at the first failure.
+        #[arg(long)]
+        fail_fast: bool,
+    },
+    /// The concurrency models of each crate.
+    Loom(loom::Options),
+    /// Each fact of the behavioural reference: tested, different on purpose or out of scope.
     Conformance(conformance::Options),
-    /// Check what the compiler cannot see: layers, headers, `no_std`, panics, leftovers.
+    /// What the compiler cannot see: layers, headers, `no_std`, panics, leftovers.
     Tidy,
+    /// Each crate alone, with no feature and with each feature alone.
+    Features,
+    /// Each crate below `hosted` linked without `std` and without an allocator.
+    NoStd,
+    /// Measure kmem beside its peers.
+    Bench {
+        /// Passed on.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// Run `cargo fuzz` on the fuzz targets.
+    Fuzz {
+        /// Passed on.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
 }
 
 fn main() -> ExitCode {
-    let outcome = Workspace::load().and_then(|workspace| match Cli::parse().command {
-        Command::Conformance(options) => conformance::run(&workspace, &options),
-        Command::Tidy => tidy::run(&workspace),
-    });
-    match outcome {
+    match run(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {error:#}");
+            let text = format!("{error:#}");
+            if !text.is_empty() {
+                eprintln!("error: {text}");
+            }
             ExitCode::FAILURE
         }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    let workspace = Workspace::load()?;
+    // Asked now: a step may rebuild this very program, after which the system calls the running one deleted.
+    let this = std::env::current_exe().context("cannot find this program")?;
+    match command {
+        Command::Check(options) => check::run(&workspace, &options, &this),
+        Command::Long { fail_fast } => check::long(&workspace, &this, fail_fast),
+        Command::Loom(options) => loom::run(&workspace, &options),
+        Command::Conformance(options) => conformance::run(&workspace, &options),
+        Command::Tidy => tidy::run(&workspace),
+        Command::Features => matrix::features(&workspace),
+        Command::NoStd => matrix::no_std(&workspace),
+        Command::Bench { args } => forward::bench(&workspace, &args),
+        Command::Fuzz { args } => forward::fuzz(&workspace, &args),
     }
 }
