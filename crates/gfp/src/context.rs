@@ -41,6 +41,12 @@ impl TaskFlags {
     /// Not running on behalf of the task.
     pub const IN_INTERRUPT: Self = Self::IN_SOFTIRQ.union(Self::IN_IRQ).union(Self::IN_NMI);
 
+    /// Whether the code runs on behalf of the task: not in any interrupt. The scopes and the task's state count fully.
+    #[inline(always)]
+    pub const fn in_task(self) -> bool {
+        !self.intersects(Self::IN_INTERRUPT)
+    }
+
     /// Whether the context may sleep.
     #[inline(always)]
     pub const fn may_sleep(self) -> bool {
