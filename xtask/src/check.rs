@@ -51,7 +51,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, this: &Path) -> anyh
             step.skip.clone_from(&reason);
         }
     }
-    steps::run_all(workspace, steps, "cargo xtask check --only", options.fail_fast)
+    steps::run_all(workspace, steps, Some("cargo xtask check --only"), options.fail_fast)
 }
 
 /// The steps of `check`, cheap ones first.
@@ -156,7 +156,7 @@ pub(crate) fn long(workspace: &Workspace, this: &Path, fail_fast: bool) -> anyho
             tests: false,
         },
     ];
-    steps::run_all(workspace, steps, "cargo xtask long --only", fail_fast)
+    steps::run_all(workspace, steps, None, fail_fast)
 }
 
 /// A command that runs in the workspace's root.

@@ -1,6 +1,6 @@
 //! `cargo xtask loom`: the concurrency models of each crate, and how long they take.
 //!
-//! A crate has models if a module or file of its tests is called `loom`. They run with `--cfg loom`, optimised, in a
+//! A model is a test that is compiled only under loom, in a module called `loom`. Models run with `--cfg loom`, optimised, in a
 //! target folder of their own, so that the flag does not throw away the ordinary build.
 
 use crate::check::in_root;
@@ -33,7 +33,7 @@ pub(crate) struct Options {
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
     let mut packages = with_models(workspace)?;
     if let Some(wanted) = &options.package {
-        packages.retain(|package| package.name == *wanted || package.short_name() == wanted);
+        packages.retain(|(package, _)| package.name == *wanted || package.short_name() == wanted);
     }
     if packages.is_empty() {
         bail!(
@@ -44,7 +44,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     let mut table = Table::new(["crate", "models", "ignored", "failed", "seconds"]);
     let (mut models, mut failures) = (0, Vec::new());
     let started = Instant::now();
-    for package in packages {
+    for (package, written) in packages {
         let mut build = command(workspace, package, options);
         build.arg("--no-run");
         let built = process::watch(package.short_name(), &mut build, |_| false)?;
@@ -61,9 +61,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
         };
         let count = |word: &str| lines.iter().map(|line| count_before(line, word)).sum::<usize>();
         if !success {
-            for line in &lines {
+            for line in lines.iter().filter(|line| !process::is_progress(line)) {
                 say!("    {line}");
             }
+            failures.push(package.name.as_str());
+        }
+        if success && count("passed") + count("ignored") < written {
+            say!("    {written} models are written: one that did not run is not in a module called `loom`");
             failures.push(package.name.as_str());
         }
         say!("{:<12} {} models, {:.1} s", package.short_name(), count("passed"), time.as_secs_f64());
@@ -87,19 +91,16 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     Ok(())
 }
 
-/// The crates with models.
-fn with_models(workspace: &Workspace) -> anyhow::Result<Vec<&Package>> {
+/// The crates with models, and how many each has.
+fn with_models(workspace: &Workspace) -> anyhow::Result<Vec<(&Package, usize)>> {
     let mut found = Vec::new();
     for package in workspace.crates() {
         let folder = package.folder().strip_prefix(&workspace.root).unwrap_or(package.folder()).join("src");
         let files = workspace.rust_files(&[&folder.to_string_lossy()])?;
         let sources = source::scan_all(&workspace.root, &files)?;
-        let models = sources.iter().any(|source| {
-            let named = source.path.iter().any(|part| part.to_string_lossy().starts_with("loom"));
-            source.lines.iter().any(|line| line.under.test && (named || line.code.contains("mod loom")))
-        });
-        if models {
-            found.push(package);
+        let models = sources.iter().map(|source| source.models().len()).sum();
+        if models > 0 {
+            found.push((package, models));
         }
     }
     Ok(found)

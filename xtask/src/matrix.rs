@@ -31,7 +31,7 @@ pub(crate) fn features(workspace: &Workspace) -> anyhow::Result<()> {
             seconds += finished.time.as_secs_f64();
             count += 1;
             if !finished.success {
-                for line in &finished.lines {
+                for line in finished.lines.iter().filter(|line| !process::is_progress(line)) {
                     say!("    {line}");
                 }
                 failed.push(process::spelled(&command));
@@ -61,7 +61,7 @@ pub(crate) fn no_std(workspace: &Workspace) -> anyhow::Result<()> {
         let word = if finished.success { "links" } else { "FAILS" };
         say!("{:<14} {word}", package.name);
         if !finished.success {
-            for line in &finished.lines {
+            for line in finished.lines.iter().filter(|line| !process::is_progress(line)) {
                 say!("    {line}");
             }
             failed.push(package.name.as_str());

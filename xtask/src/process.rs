@@ -57,6 +57,14 @@ pub(crate) fn watch(label: &str, command: &mut Command, shown: fn(&str) -> bool)
     Ok(Finished { success: status.success(), lines, time: started.elapsed() })
 }
 
+/// Whether a line is only cargo telling how far it is.
+pub(crate) fn is_progress(line: &str) -> bool {
+    let line = line.trim_start();
+    ["Compiling ", "Checking ", "Downloading ", "Downloaded ", "Locking ", "Updating ", "Blocking "]
+        .iter()
+        .any(|start| line.starts_with(start))
+}
+
 /// Writes a log, creating its folder.
 pub(crate) fn log(path: &Path, lines: &[String]) -> anyhow::Result<()> {
     if let Some(folder) = path.parent() {

@@ -24,7 +24,7 @@ pub(crate) struct Under {
     pub(crate) test: bool,
     /// Only compiled when some feature of the crate is on (or for tests).
     pub(crate) feature: bool,
-    /// Only compiled under loom (or for tests).
+    /// Only compiled under loom.
     pub(crate) loom: bool,
 }
 
@@ -71,6 +71,21 @@ pub(crate) struct Source {
 }
 
 impl Source {
+    /// The tests that are compiled only under loom: line number and name of each function behind a `#[test]`.
+    pub(crate) fn models(&self) -> Vec<(usize, &str)> {
+        let mut found = Vec::new();
+        let mut marked = false;
+        for (index, line) in self.lines.iter().enumerate().filter(|(_, line)| line.under.loom) {
+            marked |= line.code.contains("#[test]");
+            if marked && let Some((_, rest)) = line.code.split_once("fn ") {
+                let end = rest.find(|c: char| !(c.is_alphanumeric() || c == '_')).unwrap_or(rest.len());
+                found.push((index + 1, &rest[..end]));
+                marked = false;
+            }
+        }
+        found
+    }
+
     /// Whether a comment on this line counts as part of a test.
     pub(crate) fn cites(line: &Line) -> bool {
         line.under.test || line.kind == Comment::Example
@@ -246,7 +261,7 @@ fn condition_of(attribute: &str) -> Under {
     Under {
         test: implies(predicate, &|atom| atom == "test"),
         feature: implies(predicate, &|atom| atom == "test" || atom.starts_with("feature=")),
-        loom: implies(predicate, &|atom| atom == "test" || atom == "loom"),
+        loom: implies(predicate, &|atom| atom == "loom"),
     }
 }
 
@@ -441,7 +456,7 @@ fn compiles(info: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Comment, Under, scan, scan_all};
+    use super::{Comment, Source, Under, scan, scan_all};
     use std::path::PathBuf;
 
     fn under_test(text: &str) -> Vec<bool> {
@@ -479,6 +494,13 @@ mod tests {
         assert!(under_test("#[cfg(all(loom, test))]\nfn a() {}")[1]);
         let (lines, _) = scan("#[cfg(any(test, feature = \"std\"))]\nextern crate std;", Under::default());
         assert!(lines[1].under.feature && !lines[1].under.test);
+    }
+
+    #[test]
+    fn models_are_the_tests_under_loom() {
+        let text = "#[cfg(all(test, loom))]\nmod loom {\n    #[test]\n    #[ignore]\n    fn a_model() {}\n    fn helper() {}\n}\n#[test]\nfn unit() {}\n";
+        let source = Source { path: PathBuf::new(), text: text.to_owned(), lines: scan(text, Under::default()).0 };
+        assert_eq!(source.models(), [(5, "a_model")]);
     }
 
     #[test]

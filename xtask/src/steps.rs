@@ -35,8 +35,13 @@ enum Outcome {
     Skipped(String),
 }
 
-/// Runs the steps and prints what became of them. `again` is the command line that runs one step alone.
-pub(crate) fn run_all(workspace: &Workspace, steps: Vec<Step>, again: &str, fail_fast: bool) -> anyhow::Result<()> {
+/// Runs the steps and prints what became of them. `again` is the command line that runs one step alone, if one does.
+pub(crate) fn run_all(
+    workspace: &Workspace,
+    steps: Vec<Step>,
+    again: Option<&str>,
+    fail_fast: bool,
+) -> anyhow::Result<()> {
     let started = Instant::now();
     let mut done: Vec<(Step, Outcome, Duration)> = Vec::new();
     let mut stop = false;
@@ -130,14 +135,14 @@ fn excerpt(lines: &[String]) -> Vec<&str> {
         }
     }
     if chosen.len() < 3 {
-        chosen = lines.iter().map(String::as_str).collect();
+        chosen = lines.iter().map(String::as_str).filter(|line| !process::is_progress(line)).collect();
     }
     let from = chosen.len().saturating_sub(EXCERPT_LINES);
     chosen.split_off(from)
 }
 
 /// Prints the table, what to do about each failure, and the closing count.
-fn summary(done: &[(Step, Outcome, Duration)], again: &str, total: Duration) -> anyhow::Result<()> {
+fn summary(done: &[(Step, Outcome, Duration)], again: Option<&str>, total: Duration) -> anyhow::Result<()> {
     let mut table = Table::new(["step", "result", "seconds", "note"]);
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
     for (step, outcome, time) in done {
@@ -157,7 +162,9 @@ fn summary(done: &[(Step, Outcome, Duration)], again: &str, total: Duration) -> 
     say!("\n{table}");
     for (step, ..) in done.iter().filter(|(_, outcome, _)| matches!(outcome, Outcome::Failed)) {
         say!("{}: {}", step.name, step.advice);
-        say!("    again, alone: {again} {}", step.name);
+        if let Some(again) = again {
+            say!("    again, alone: {again} {}", step.name);
+        }
         for command in &step.commands {
             say!("    by hand:      {}", process::spelled(command));
         }

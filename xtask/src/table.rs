@@ -27,7 +27,7 @@ impl<const N: usize> fmt::Display for Table<N> {
         for (index, row) in self.rows.iter().enumerate() {
             let mut line = String::new();
             for (cell, &width) in row.iter().zip(&widths) {
-                let numeric = cell.starts_with(|c: char| c.is_ascii_digit());
+                let numeric = cell.parse::<f64>().is_ok();
                 line += &if numeric { format!("{cell:>width$}  ") } else { format!("{cell:<width$}  ") };
             }
             writeln!(f, "{}", line.trim_end())?;

@@ -36,10 +36,10 @@ pub(crate) const ROWS: &[&str] = &[
 /// What to print.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Options {
-    /// Print every fact and row with where or why, not only what lacks a verdict.
+    /// Print every fact and row, with where it is tested or why it is not.
     #[arg(long)]
     all: bool,
-    /// Only this family (may be one that nothing serves yet).
+    /// Only this family (also one that nothing serves yet), with the text of each unclassified fact.
     #[arg(long, value_name = "FAMILY")]
     family: Option<String>,
 }
@@ -87,7 +87,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     if statuses.is_empty() {
         bail!("the reference has no family {}", families.join(", "));
     }
-    print_facts(&families, &statuses, options.all);
+    print_facts(&families, &statuses, options);
 
     let mut lacking = 0;
     if options.family.is_none() {
@@ -129,7 +129,7 @@ fn cited_in_tests(sources: &[Source], facts: &Facts, errors: &mut Vec<String>) -
     places
 }
 
-fn print_facts(families: &[&str], statuses: &[Status<'_>], all: bool) {
+fn print_facts(families: &[&str], statuses: &[Status<'_>], options: &Options) {
     let mut table = Table::new(["family", "facts", "tested", "different", "out of scope", "unclassified"]);
     for family in families {
         let of_family: Vec<_> = statuses.iter().filter(|status| status.id.family == *family).collect();
@@ -139,16 +139,43 @@ fn print_facts(families: &[&str], statuses: &[Status<'_>], all: bool) {
         table.row([(*family).to_owned(), of_family.len().to_string(), tested, different, out, unclassified]);
     }
     say!("{table}");
-    for status in statuses.iter().filter(|status| all || status.word() == "UNCLASSIFIED") {
-        let detail = match status.verdict {
-            Some(verdict) if status.places.is_empty() => verdict.why.clone(),
-            Some(verdict) => format!("{} ({})", verdict.why, status.places.join(", ")),
-            None if status.places.is_empty() => abbreviated(status.text, 90),
-            None => status.places.join(", "),
-        };
-        say!("{:<7} {:<13} {detail}", status.id.to_string(), status.word());
+    if options.all || options.family.is_some() {
+        for status in statuses.iter().filter(|status| options.all || status.word() == "UNCLASSIFIED") {
+            let detail = match status.verdict {
+                Some(verdict) if status.places.is_empty() => verdict.why.clone(),
+                Some(verdict) => format!("{} ({})", verdict.why, status.places.join(", ")),
+                None if status.places.is_empty() => abbreviated(status.text, 90),
+                None => status.places.join(", "),
+            };
+            say!("{:<7} {:<13} {detail}", status.id.to_string(), status.word());
+        }
+    } else {
+        for family in families {
+            let lacking = runs(statuses, family);
+            if !lacking.is_empty() {
+                say!("UNCLASSIFIED {}", lacking.join(", "));
+            }
+        }
     }
     say!("");
+}
+
+/// The unclassified facts of a family, those that follow one another as a range.
+fn runs(statuses: &[Status<'_>], family: &str) -> Vec<String> {
+    let mut runs: Vec<(&FactId, &FactId)> = Vec::new();
+    let mut unbroken = false;
+    for status in statuses.iter().filter(|status| status.id.family == family) {
+        let lacking = status.word() == "UNCLASSIFIED";
+        match runs.last_mut() {
+            Some((_, last)) if lacking && unbroken => *last = status.id,
+            _ if lacking => runs.push((status.id, status.id)),
+            _ => {}
+        }
+        unbroken = lacking;
+    }
+    runs.iter()
+        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}..{last}") })
+        .collect()
 }
 
 /// The first `limit` characters, cut with an ellipsis.

@@ -8,6 +8,8 @@
 //! | atomics, `UnsafeCell` and the loom switch come from `kmem-sync` | below `hosted` |
 //! | nothing that can panic by design: `unwrap`, `expect`, `panic!`, `unreachable!`, ... | below `hosted`, outside tests |
 //! | a README that is compiled as the crate's documentation | `crates/` |
+//! | each loom model has a row with its mutation in `docs/loom/<crate>.md` | `crates/` |
+//! | relative links lead somewhere | every Markdown file |
 //! | no path of somebody's machine, no mark of unfinished work | every text file |
 //! | at most 600 lines a file (a warning) | every `.rs` file outside tests |
 //!
@@ -56,10 +58,14 @@ pub(crate) fn run(workspace: &Workspace) -> anyhow::Result<()> {
     }
     for package in workspace.crates() {
         rules::check_crate(workspace, package, &sources, &mut findings);
+        rules::check_models(workspace, package, &sources, &mut findings);
     }
     for path in workspace.files(&[""], &["rs", "md", "toml", "sh", "html", "json"])? {
         if let Ok(text) = std::fs::read_to_string(workspace.root.join(&path)) {
             rules::check_text(&path, &text, &mut findings);
+            if path.extension().is_some_and(|extension| extension == "md") {
+                rules::check_links(&workspace.root, &path, &text, &mut findings);
+            }
         }
     }
 

@@ -118,6 +118,49 @@ pub(crate) fn check_crate(workspace: &Workspace, package: &Package, sources: &[S
     }
 }
 
+/// Checks that `docs/loom/<crate>.md` has a row for each model of the crate, and no row for a model that is gone.
+pub(crate) fn check_models(workspace: &Workspace, package: &Package, sources: &[Source], findings: &mut Vec<Finding>) {
+    let folder = package.folder().strip_prefix(&workspace.root).unwrap_or(package.folder());
+    let page = Path::new("docs/loom").join(format!("{}.md", package.short_name()));
+    let text = std::fs::read_to_string(workspace.root.join(&page)).unwrap_or_default();
+    let rows: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("| `")?.split('`').next()).collect();
+    let mut written = Vec::new();
+    for source in sources.iter().filter(|source| source.path.starts_with(folder)) {
+        for (line, name) in source.models() {
+            written.push(name);
+            if !rows.contains(&name) {
+                let message = format!("{} has no row `{name}`: which mutation makes it fail?", page.display());
+                findings.push(Finding::new(&source.path, Some(line), "models", message));
+            }
+        }
+    }
+    for row in rows.iter().filter(|row| !written.contains(row)) {
+        findings.push(Finding::new(&page, None, "models", format!("there is no model `{row}`")));
+    }
+}
+
+/// Checks that the relative links of a Markdown file lead somewhere.
+pub(crate) fn check_links(root: &Path, path: &Path, text: &str, findings: &mut Vec<Finding>) {
+    let folder = root.join(path).parent().unwrap_or(root).to_owned();
+    for (index, line) in text.lines().enumerate() {
+        for target in links(line) {
+            if !folder.join(target).exists() {
+                let message = format!("`{target}` leads nowhere");
+                findings.push(Finding::new(path, Some(index + 1), "links", message));
+            }
+        }
+    }
+}
+
+/// The targets of inline links that are files: neither a web address, nor an anchor, nor the path of an item.
+fn links(line: &str) -> impl Iterator<Item = &str> {
+    line.split("](").skip(1).filter_map(|rest| {
+        let target = rest.split([')', '#', ' ']).next()?;
+        let file = target.contains('/') || target.ends_with(".md");
+        (file && !target.contains("://") && !target.contains("::")).then_some(target)
+    })
+}
+
 /// Checks any text file.
 pub(crate) fn check_text(path: &Path, text: &str, findings: &mut Vec<Finding>) {
     for (index, line) in text.lines().enumerate() {
@@ -145,7 +188,7 @@ fn begins_path(line: &str, start: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{check_source, check_text};
+    use super::{check_source, check_text, links};
     use crate::source::{Source, Under, scan};
     use std::path::{Path, PathBuf};
 
@@ -178,6 +221,12 @@ mod tests {
         assert!(rules("#[cfg(feature = \"std\")]\nextern crate std;").is_empty());
         assert!(rules("// PANIC: the flag asks for it.\npanic!(\"no memory\");").is_empty());
         assert!(rules("/// Like `x.unwrap()` and `panic!`.\nfn f() {}").is_empty());
+    }
+
+    #[test]
+    fn only_links_to_files_are_followed() {
+        let line = "[a](../a.md#x) [b](https://x.org/b.md) [c](crate::C) [d](#d) [e](e.md) `f](g)`";
+        assert_eq!(links(line).collect::<Vec<_>>(), ["../a.md", "e.md"]);
     }
 
     #[test]
