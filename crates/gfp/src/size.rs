@@ -8,6 +8,7 @@
 //! ```
 //! use kmem_gfp::size::{array_size, size_add};
 //!
+//! // K03, KM-12
 //! assert_eq!(size_add(array_size(16, 64), 32), 1056);
 //! assert_eq!(size_add(array_size(usize::MAX / 2, 64), 32), usize::MAX);
 //! ```
@@ -91,6 +92,7 @@ pub const fn member_element_size<S, T, const N: usize>(_member: fn(&S) -> &[T; N
 ///     head: u32,
 ///     slots: [u64; 0],
 /// }
+/// // K03, KM-12
 /// const TEN: usize = struct_size!(Ring, slots, 10);
 /// assert_eq!(TEN, 8 + 10 * 8);
 /// assert_eq!(struct_size!(Ring, slots, usize::MAX), usize::MAX);

@@ -1,7 +1,7 @@
 //! Zone ceilings, migratetypes and zonelists: the whole tables.
 
 use crate::{
-    Gfp, MigrateType, ZoneKind,
+    Gfp, MigrateType, Order, ZoneKind,
     alloc_flags::MobilityGrouping,
     select::{OptionalZones, Selection, ZoneTable, Zonelist, migrate_type},
     verdict::GfpError,
@@ -103,4 +103,14 @@ fn a_selection_holds_all_three_answers() {
     );
     assert!(matches!(select(Gfp::DMA | Gfp::HIGHMEM), Err(GfpError::ZoneConflict { .. })));
     assert!(matches!(select(Gfp::MOVABLE | Gfp::RECLAIMABLE), Err(GfpError::MobilityConflict { .. })));
+}
+
+#[test]
+fn there_is_no_order_above_the_largest() {
+    // G-58
+    assert_eq!(Order::new(10), Some(Order::MAX));
+    assert_eq!(Order::new(11), None);
+    assert_eq!(Order::for_size(Order::MAX.size_bytes()), Some(Order::MAX));
+    assert_eq!(Order::for_size(Order::MAX.size_bytes() + 1), None);
+    assert_eq!(Order::for_size(usize::MAX), None);
 }

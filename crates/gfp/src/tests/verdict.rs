@@ -3,7 +3,7 @@
 use std::string::ToString;
 
 use crate::{
-    AllocError, CompactPriority, Gfp, MigrateType, Order, TaskFlags, ZoneKind,
+    AllocError, CompactPriority, FreeError, Gfp, MigrateType, NodeId, Order, PageAllocator, Pfn, TaskFlags, ZoneKind,
     verdict::{
         Advice, GfpError, Interface, OomEligibility, Retry, Verdict, check_sleep, judge, may_reclaim,
         nolock::{self, Conditions, Refusal},
@@ -170,6 +170,26 @@ fn an_any_context_request_names_at_most_the_account() {
         assert_eq!(judge(gfp, Interface::NoLock, TaskFlags::IN_NMI), Err(error));
     }
     assert!(judge(Gfp::ACCOUNT, Interface::NoLock, TaskFlags::all()).is_ok(), "in any context");
+}
+
+/// A page source that offers no any-context form of its own.
+struct Empty;
+
+// SAFETY: hands out nothing.
+unsafe impl PageAllocator for Empty {
+    fn alloc_pages(&self, _gfp: Gfp, _order: Order, _node: Option<NodeId>) -> Result<Pfn, AllocError> {
+        Err(AllocError::NotReady)
+    }
+    unsafe fn free_pages(&self, pfn: Pfn, _order: Order) -> Result<(), FreeError> {
+        Err(FreeError::Foreign(pfn))
+    }
+}
+
+#[test]
+fn an_any_context_failure_does_not_say_why() {
+    // G-106: one error for shortage and contention
+    let error = Empty.alloc_pages_nolock(Gfp::ACCOUNT, Order::ZERO, None);
+    assert_eq!(error, Err(AllocError::NoMemory { order: Order::ZERO, gfp: Gfp::ACCOUNT }));
 }
 
 #[test]
