@@ -57,12 +57,14 @@ enum Command {
     /// Each crate below `hosted` linked without `std` and without an allocator.
     NoStd,
     /// Measure kmem beside its peers.
+    #[command(disable_help_flag = true)]
     Bench {
         /// Passed on.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
     /// Run `cargo fuzz` on the fuzz targets.
+    #[command(disable_help_flag = true)]
     Fuzz {
         /// Passed on.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -13,7 +13,8 @@
 //! | no path of somebody's machine, no mark of unfinished work | every text file |
 //! | at most 600 lines a file (a warning) | every `.rs` file outside tests |
 //!
-//! A deliberate panic (a documented flag that asks for one, a check in a debug build) carries `// PANIC: why` on its
+//! A deliberate panic (a documented flag that asks for one, a check in a debug build, a constant that the compiler
+//! evaluates) carries `// PANIC: why` on its
 //! line or the line above.
 
 mod layers;
