@@ -7,7 +7,7 @@
 //! Look for the function names in the `.s` file that appears beside the example in `target/release/examples`. Functions with
 //! the same code are merged by the compiler: the second name is then an alias (`.set`) of the first.
 
-use std::cell::UnsafeCell as CoreCell;
+use std::cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use kmem_sync::atomic::AtomicU64 as ShimU64;
@@ -31,7 +31,7 @@ pub unsafe extern "C" fn cell_through_the_shim(cell: &UnsafeCell<u64>) -> u64 {
 /// # Safety
 /// Nobody else uses the cell.
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn cell_of_core(cell: &CoreCell<u64>) -> u64 {
+pub unsafe extern "C" fn cell_of_core(cell: &cell::UnsafeCell<u64>) -> u64 {
     // SAFETY: the caller's promise.
     unsafe {
         *cell.get() += 1;
