@@ -1,12 +1,20 @@
 //! [`Gfp`]: the flags that say where memory may come from and what the allocator may do to get it.
 //!
 //! ```text
-//!  bit 24 23 22 21 20 19 18 17 16 15 14 13 12 11 10  .  8  7  6  5  4  3  2  1  0
-//!      NX ZT AC TN HW NM CO MA NR NF RM NW WR KS DR  -  Z  FS IO HI RC MV D32 HM DMA
-//!      │  │  └──┬──┘  │  │  │  └───┬───┘ │  │  └─┬─┘    │  └─┬─┘ │  └─┬─┘ └───┬───┘
-//!      │  │   place   │  │  │    retry   │  │ reclaim   │ reach  │ mobility  zone
-//!      │  tags     reserves  compound    │  will be dirtied      may use the reserve
-//!      no object extensions              silent      zeroed
+//!  bits    flags                                                  say
+//!   0..=4  DMA HIGHMEM DMA32 MOVABLE RECLAIMABLE                  which zones and pageblocks
+//!   5      HIGH                                                   may use the reserve
+//!   6..=7  IO FS                                                  where reclaim may go
+//!   8      ZERO                                                   zeroed
+//!  10..=11 DIRECT_RECLAIM KSWAPD_RECLAIM                          who reclaims: the caller, the background
+//!  12      WRITE                                                  will be dirtied
+//!  13      NOWARN                                                 fails silently
+//!  14..=16 RETRY_MAYFAIL NOFAIL NORETRY                           when to give up
+//!  17, 19  MEMALLOC NOMEMALLOC                                    every reserve, or none
+//!  18      COMP                                                   one compound page
+//!  20..=21 HARDWALL THISNODE                                      which nodes
+//!  22      ACCOUNT                                                who pays
+//!  23..=24 ZEROTAGS NO_OBJ_EXT                                    tags; slab's bookkeeping
 //! ```
 //!
 //! A request is one `Gfp` value: single flags (`Gfp::ZERO`) or-ed to one of the *composites* (`Gfp::KERNEL`). The
