@@ -77,6 +77,15 @@ pub unsafe trait Cpu {
 
     /// Makes every CPU execute a full memory barrier. Slow (microseconds); may be called with interrupts on only.
     fn barrier_all_cpus(&self);
+
+    /// Whether every local section of every CPU is closed at the moment, so that callers take their shared path. Asked on
+    /// entering, after the section has been marked as held: whoever closes them, makes a
+    /// [barrier](Self::barrier_all_cpus) and then [revokes](crate::CpuSlot::with_revoked) a slot once, knows that nobody is
+    /// inside it or enters it until they are opened. A process that forks wants this; for all others it is constant.
+    #[inline(always)]
+    fn sections_closed() -> bool {
+        false
+    }
 }
 
 // SAFETY: forwards to an implementation that keeps the promises.
@@ -111,6 +120,10 @@ unsafe impl<C: Cpu> Cpu for &C {
     }
     fn barrier_all_cpus(&self) {
         (**self).barrier_all_cpus();
+    }
+    #[inline(always)]
+    fn sections_closed() -> bool {
+        C::sections_closed()
     }
 }
 

@@ -49,8 +49,8 @@ impl LocalLock {
         }
         self.held.store(true, Ordering::Relaxed);
         light_barrier();
-        // Acquire pairs with the release in `unrevoke`: the revoker's writes are seen.
-        if self.revoked.load(Ordering::Acquire) {
+        // Acquire pairs with the release in `unrevoke`: the revoker's writes are seen. One branch for both.
+        if self.revoked.load(Ordering::Acquire) | C::sections_closed() {
             self.held.store(false, Ordering::Release);
             return false;
         }

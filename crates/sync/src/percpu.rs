@@ -50,6 +50,16 @@ impl<T> CpuSlot<T> {
         Some(result)
     }
 
+    /// The value without entering, for models of who may be inside.
+    #[cfg(all(loom, test))]
+    pub(crate) fn peek(&self) -> T
+    where
+        T: Copy,
+    {
+        // SAFETY: loom checks that nobody writes meanwhile.
+        self.value.with(|value| unsafe { *value })
+    }
+
     /// Runs `f` on the value from any CPU, shutting its owner out meanwhile. Slow: a barrier on all CPUs.
     /// Same duties as [`LocalLock::revoke`].
     pub fn with_revoked<C: Cpu, R>(&self, cpu: &C, f: impl FnOnce(&mut T) -> R) -> R {

@@ -87,3 +87,53 @@ fn an_interrupting_user_is_turned_away_while_a_revoker_waits() {
         assert_eq!(drained + left, u32::from(entered));
     });
 }
+
+loom::lazy_static! {
+    static ref CLOSED: loom::sync::atomic::AtomicBool = loom::sync::atomic::AtomicBool::new(false);
+}
+
+/// [`Model`] with a door before all sections.
+struct Door;
+
+// SAFETY: as for `Model`.
+unsafe impl Cpu for Door {
+    fn nr_cpus(&self) -> u32 {
+        1
+    }
+    fn try_pin(&self) -> Option<CpuId> {
+        Some(CpuId(0))
+    }
+    unsafe fn unpin(&self, _cpu: CpuId) {}
+    fn irq_save(&self) -> IrqState {
+        IrqState(0)
+    }
+    unsafe fn irq_restore(&self, _state: IrqState) {}
+    fn barrier_all_cpus(&self) {
+        loom::sync::atomic::fence(Ordering::SeqCst);
+    }
+    fn sections_closed() -> bool {
+        CLOSED.load(Ordering::Acquire)
+    }
+}
+
+#[test]
+fn after_closing_and_one_revocation_nobody_is_inside() {
+    loom::model(|| {
+        let slot = Arc::new(CpuSlot::new(0_u32));
+        let owner = thread::spawn({
+            let slot = slot.clone();
+            move || {
+                // SAFETY: this thread is the only one pinned to the slot's CPU.
+                unsafe { slot.try_with::<Door, _>(|value| *value += 1) }.is_some()
+            }
+        });
+        CLOSED.store(true, Ordering::Relaxed);
+        Door.barrier_all_cpus();
+        slot.with_revoked(&Door, |_| ());
+        // The slot is open again, and yet still: loom's cell objects if the owner is inside during either look.
+        let [first, second] = [(); 2].map(|()| slot.peek());
+        assert_eq!(first, second, "nobody enters a closed section");
+        CLOSED.store(false, Ordering::Release);
+        owner.join().unwrap();
+    });
+}
