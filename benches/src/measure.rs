@@ -89,6 +89,8 @@ pub(crate) struct Row {
     pub(crate) parameters: String,
     pub(crate) unit: Unit,
     pub(crate) length: Length,
+    /// How many threads work at once.
+    pub(crate) threads: usize,
     pub(crate) subjects: Vec<Subject>,
 }
 
@@ -116,7 +118,16 @@ pub(crate) struct Measured {
     pub(crate) name: String,
     pub(crate) parameters: String,
     pub(crate) unit: Unit,
+    pub(crate) threads: usize,
     pub(crate) figures: Vec<Figures>,
+}
+
+impl Measured {
+    /// The figure to judge a subject by: its best run; with several threads the median, because the best run is one
+    /// in which the system left a thread aside and nobody contended.
+    pub(crate) fn verdict(&self, figures: &Figures) -> f64 {
+        if self.threads > 1 { figures.median() } else { figures.best() }
+    }
 }
 
 struct Entrant {
@@ -130,7 +141,7 @@ struct Entrant {
 
 /// Runs a row: every subject in turn, round after round, until the rounds or the subject's share of time are used up.
 pub(crate) fn run(row: Row, options: &Options) -> Measured {
-    let Row { name, parameters, unit, length, subjects } = row;
+    let Row { name, parameters, unit, length, threads, subjects } = row;
     let mut entrants: Vec<Entrant> = subjects
         .into_iter()
         .filter(|subject| options.wants_subject(&subject.name))
@@ -180,7 +191,7 @@ pub(crate) fn run(row: Row, options: &Options) -> Measured {
             Figures { subject: entrant.name, role: entrant.role, runs: entrant.runs }
         })
         .collect();
-    Measured { name, parameters, unit, figures }
+    Measured { name, parameters, unit, threads, figures }
 }
 
 fn figure(sample: Sample, unit: Unit) -> f64 {
@@ -234,6 +245,7 @@ mod tests {
             parameters: String::new(),
             unit: Unit::Nanoseconds,
             length: Length::Fixed,
+            threads: 1,
             subjects: vec![subject("a"), subject("b"), subject("c")],
         };
         let options = crate::cli::parse(&["--rounds".into(), "3".into()]).unwrap().unwrap();

@@ -56,7 +56,7 @@ impl Report {
                     })
                     .collect();
                 json!({
-                    "name": row.name, "parameters": row.parameters, "unit": row.unit.symbol(), "subjects": subjects,
+                    "name": row.name, "parameters": row.parameters, "unit": row.unit.symbol(), "threads": row.threads, "subjects": subjects,
                 })
             })
             .collect();
@@ -132,15 +132,15 @@ fn table(suite: Suite, rows: &[Measured]) -> String {
 
 fn best_peer(row: &Measured) -> Option<&Figures> {
     let peers = row.figures.iter().filter(|figures| figures.role == Role::Peer && !figures.runs.is_empty());
-    let order = |a: &&Figures, b: &&Figures| a.best().total_cmp(&b.best());
+    let order = |a: &&Figures, b: &&Figures| row.verdict(a).total_cmp(&row.verdict(b));
     if row.unit.more_is_better() { peers.max_by(order) } else { peers.min_by(order) }
 }
 
 fn standing(row: &Measured, best: Option<&Figures>) -> String {
     let ours = row.figures.iter().find(|figures| figures.role == Role::Kmem);
     match (ours, best) {
-        (Some(ours), Some(best)) if best.best() > 0.0 => {
-            format!("{:.2}", ours.best() / best.best())
+        (Some(ours), Some(best)) if row.verdict(best) > 0.0 => {
+            format!("{:.2}", row.verdict(ours) / row.verdict(best))
         }
         _ => "-".to_owned(),
     }
@@ -185,6 +185,7 @@ mod tests {
             name: "pair".into(),
             parameters: "per pair".into(),
             unit: Unit::Nanoseconds,
+            threads: 1,
             figures: vec![
                 figures("slow", Role::Peer, 40.0),
                 figures("kmem", Role::Kmem, 4.0),

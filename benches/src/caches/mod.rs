@@ -75,6 +75,10 @@ pub(crate) fn rows(options: &Options) -> Vec<Row> {
                 Workload::Pair { threads: 2 } => 16,
                 _ => 4,
             }),
+            threads: match workload {
+                Workload::Pair { threads } => threads,
+                Workload::Batch => 1,
+            },
             subjects,
         }
     })

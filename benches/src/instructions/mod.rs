@@ -89,6 +89,7 @@ pub(crate) fn rows(_options: &Options) -> Vec<Row> {
                 parameters: (*parameters).to_owned(),
                 unit: Unit::Instructions,
                 length: Length::Once,
+                threads: 1,
                 subjects,
             }
         })

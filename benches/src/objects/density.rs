@@ -43,6 +43,7 @@ pub(crate) fn rows(options: &Options) -> Vec<Row> {
                 ),
                 unit: Unit::Ratio,
                 length: Length::Once,
+                threads: 1,
                 subjects: names
                     .0
                     .into_iter()

@@ -52,6 +52,10 @@ pub(crate) fn rows(options: &Options) -> Vec<Row> {
                     Workload::Handoff => Length::Calibrated(16),
                     _ => Length::Calibrated(4),
                 },
+                threads: match workload {
+                    Workload::Larson | Workload::Handoff => 2,
+                    _ => 1,
+                },
                 subjects: timed.subjects,
             }
         })

@@ -61,6 +61,7 @@ pub(crate) fn rows(options: &Options) -> Vec<Row> {
                 Workload::Bulk { .. } => Length::Fixed,
                 Workload::HugeLeft => Length::Once,
             },
+            threads: workload.threads(),
             subjects: subjects(workload, options.seed),
         })
         .collect()
