@@ -1,3 +1,3 @@
-//! kmem-lab: `cargo lab`.
+//! `cargo lab`: the command line.
 
 fn main() {}

@@ -1,0 +1,29 @@
+#![doc = include_str!("../README.md")]
+
+pub mod model;
+pub mod program;
+pub mod replay;
+pub mod target;
+pub mod trace;
+
+/// Why a replay does not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub enum LabError {
+    /// The trace cannot be read.
+    #[error(transparent)]
+    Trace(#[from] trace::TraceError),
+    /// The machine cannot be set up.
+    #[error("the machine: {0}")]
+    Target(target::TargetError),
+    /// The replay was given up without a reason of its own.
+    #[error("the replay was given up")]
+    Stopped,
+    /// A report cannot be written.
+    #[error("cannot write {path}: {why}")]
+    Write {
+        /// The file.
+        path: String,
+        /// What the system said.
+        why: std::io::Error,
+    },
+}
