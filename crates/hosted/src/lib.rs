@@ -1,1 +1,37 @@
-//! A whole machine inside a process, running kmem
+//! A machine in a process, in reading order:
+//!
+//! - `plan`, `ram`: physical memory, laid out in zones and nodes, backed by host pages on first touch;
+//! - `slots`, `thread`, `cpu`, `barrier`: threads as CPUs;
+//! - `epoch`: grace periods;
+//! - `context`: tasks, interrupts, reports;
+//! - `sys`: the host's system calls.
+#![doc = include_str!("../README.md")]
+
+mod barrier;
+mod context;
+mod cpu;
+mod epoch;
+mod grace;
+#[cfg(not(loom))]
+mod heap;
+mod host;
+mod plan;
+mod ram;
+mod slots;
+mod sys;
+mod thread;
+
+#[cfg(test)]
+mod tests;
+
+pub use context::{CAPTURED_BYTES, Reports, in_context, task_flags};
+pub use cpu::{BindError, Binding, HostCpu, MAX_CPUS};
+pub use grace::{EpochGrace, RcuReadGuard};
+#[cfg(not(loom))]
+pub use heap::HeapCpu;
+pub use host::{Host, HostContext, HostReclaimer};
+pub use plan::{MAX_NODES, MIN_RAM_BYTES, MemoryPlan, PlanError, Range, ZoneSplit};
+pub use ram::{MapError, RamBacking};
+
+pub use kmem_gfp::TaskFlags;
+pub use kmem_sync::{Cpu, CpuId};

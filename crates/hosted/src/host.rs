@@ -1,0 +1,166 @@
+//! What a machine supplies: the parts of this crate, put together for the allocators.
+//!
+//! ```text
+//! Host<C> ─┬─ cpu        C: HostCpu (a machine) or HeapCpu (the global heap)
+//!          ├─ context    the thread's task flags, the node of its CPU, reports
+//!          ├─ grace      epochs over the CPUs' slots
+//!          ├─ reclaimer  what the builder was given, or none
+//!          ├─ frames     one flat table over the span
+//!          └─ ram        zeroing, giving back to the host
+//! ```
+
+use core::fmt;
+
+use kmem_gfp::{
+    AllocContext, CompactOutcome, CompactPriority, FlatFrameTable, NodeId, OomOutcome, ReclaimRequest, Reclaimer,
+    TaskFlags, ZoneKind,
+};
+use kmem_sync::atomic::{AtomicU64, Ordering};
+use kmem_sync::{Cpu, CpuId};
+
+use crate::context::{self, ReportSink, Reports};
+use crate::grace::{EpochGrace, SlotCpu};
+use crate::ram::Ram;
+use crate::sys;
+
+/// The running host thread as a task of the machine.
+#[derive(Debug)]
+pub struct HostContext<C> {
+    cpu: C,
+    nodes: u32,
+    reports: ReportSink,
+}
+
+impl<C: Cpu> HostContext<C> {
+    /// The node of a CPU: CPUs are dealt out to the nodes in blocks.
+    pub(crate) fn node_of(&self, cpu: CpuId) -> NodeId {
+        let node = u64::from(cpu.0) * u64::from(self.nodes) / u64::from(self.cpu.nr_cpus().max(1));
+        NodeId(node as u32)
+    }
+
+    /// What has been reported since the last call, if reports are captured.
+    pub(crate) fn take_reports(&self) -> String {
+        self.reports.take(&self.cpu)
+    }
+}
+
+impl<C: Cpu> AllocContext for HostContext<C> {
+    #[inline(always)]
+    fn task_flags(&self) -> TaskFlags {
+        context::task_flags()
+    }
+    #[inline]
+    fn update_task_flags(&self, set: TaskFlags, clear: TaskFlags) -> TaskFlags {
+        context::update_task_flags(set, clear)
+    }
+    #[inline(always)]
+    fn local_node(&self) -> NodeId {
+        if self.nodes == 1 {
+            return NodeId(0);
+        }
+        self.cpu.try_pin().map_or(NodeId(0), |cpu| self.node_of(cpu))
+    }
+    fn yield_now(&self) {
+        sys::sched_yield();
+    }
+    fn now_ms(&self) -> u64 {
+        sys::now_ms()
+    }
+    fn report(&self, line: fmt::Arguments<'_>) {
+        self.reports.line(&self.cpu, line);
+    }
+}
+
+/// The machine's reclaimer: the one that the builder was given, or none.
+#[derive(Clone, Copy)]
+pub struct HostReclaimer(Option<&'static (dyn Reclaimer + Sync)>);
+
+impl fmt::Debug for HostReclaimer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("HostReclaimer").field(&self.0.map(|_| "given")).finish()
+    }
+}
+
+impl Reclaimer for HostReclaimer {
+    #[inline]
+    fn wake_background(&self, node: NodeId, request: &ReclaimRequest) {
+        if let Some(reclaimer) = self.0 {
+            reclaimer.wake_background(node, request);
+        }
+    }
+    fn reclaim(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> usize {
+        self.0.map_or(0, |reclaimer| reclaimer.reclaim(context, request))
+    }
+    fn compact(
+        &self,
+        context: &dyn AllocContext,
+        request: &ReclaimRequest,
+        priority: CompactPriority,
+    ) -> CompactOutcome {
+        self.0.map_or(CompactOutcome::Skipped, |reclaimer| reclaimer.compact(context, request, priority))
+    }
+    fn can_compact(&self) -> bool {
+        self.0.is_some_and(|reclaimer| reclaimer.can_compact())
+    }
+    fn reclaimable_pages(&self, node: NodeId, zone: ZoneKind) -> u64 {
+        self.0.map_or(0, |reclaimer| reclaimer.reclaimable_pages(node, zone))
+    }
+    fn out_of_memory(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> OomOutcome {
+        self.0.map_or(OomOutcome::NoVictim, |reclaimer| reclaimer.out_of_memory(context, request))
+    }
+}
+
+/// What distinguishes the platforms of this crate besides their CPUs.
+pub(crate) struct HostOptions {
+    pub(crate) nodes: u32,
+    pub(crate) reports: Reports,
+    pub(crate) reclaimer: Option<&'static (dyn Reclaimer + Sync)>,
+    pub(crate) entropy: u64,
+}
+
+/// What the allocators of a machine in this process stand on. `C` are its CPUs: [`HostCpu`](crate::HostCpu), or
+/// [`HeapCpu`](crate::HeapCpu) for the global heap.
+#[derive(Debug)]
+pub struct Host<C> {
+    pub(crate) cpu: C,
+    pub(crate) table: FlatFrameTable,
+    pub(crate) context: HostContext<C>,
+    pub(crate) grace: EpochGrace<C>,
+    pub(crate) reclaimer: HostReclaimer,
+    pub(crate) entropy: u64,
+    pub(crate) ram: Ram,
+    /// Page requests up to and including the one that fails; zero: none does.
+    fail_in: AtomicU64,
+}
+
+impl<C: SlotCpu + Copy> Host<C> {
+    pub(crate) fn new(cpu: C, ram: Ram, options: HostOptions) -> Self {
+        let HostOptions { nodes, reports, reclaimer, entropy } = options;
+        Self {
+            cpu,
+            table: *ram.table(),
+            context: HostContext { cpu, nodes, reports: ReportSink::new(reports) },
+            grace: EpochGrace::new(cpu),
+            reclaimer: HostReclaimer(reclaimer),
+            entropy,
+            ram,
+            fail_in: AtomicU64::new(0),
+        }
+    }
+
+    /// Makes the `nth` page request from now on fail, once; zero: none.
+    pub(crate) fn fail_page_request(&self, nth: u64) {
+        self.fail_in.store(nth, Ordering::Relaxed);
+    }
+
+    /// Whether this page request is to fail.
+    #[inline(always)]
+    pub(crate) fn fails_now(&self) -> bool {
+        self.fail_in.load(Ordering::Relaxed) != 0 && self.count_down()
+    }
+
+    #[cold]
+    fn count_down(&self) -> bool {
+        self.fail_in.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| left.checked_sub(1)) == Ok(1)
+    }
+}

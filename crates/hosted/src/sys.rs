@@ -1,0 +1,238 @@
+//! The host's system calls that a machine needs, each behind one small function.
+//!
+//! Every function keeps the thread's `errno`: `free` must not change it, and any call of an allocator may end up here.
+
+use core::ptr::NonNull;
+use std::io;
+
+/// Bytes in a page of the host's page tables, as far as this crate cares: machines have 4 KiB pages, and hosts with
+/// larger ones are refused at boot.
+pub(crate) const HOST_PAGE: usize = 4096;
+
+/// Runs `f` and restores `errno` afterwards. The error of `f` is what `errno` said right after it.
+fn keeping_errno<R>(f: impl FnOnce() -> io::Result<R>) -> io::Result<R> {
+    // SAFETY: the location is this thread's own and always valid.
+    let errno = unsafe { &mut *libc::__errno_location() };
+    let before = *errno;
+    let result = f();
+    *errno = before;
+    result
+}
+
+/// Bytes in a page of the host.
+pub(crate) fn page_size() -> usize {
+    // SAFETY: no preconditions.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(0)
+}
+
+/// How many CPUs the host has online; at least one.
+pub(crate) fn nr_cpus() -> u32 {
+    // SAFETY: no preconditions.
+    u32::try_from(unsafe { libc::sysconf(libc::_SC_NPROCESSORS_ONLN) }).unwrap_or(1).max(1)
+}
+
+/// Bytes of memory that the host has; zero if it does not say.
+pub(crate) fn ram_bytes() -> u64 {
+    // SAFETY: no preconditions.
+    let pages = u64::try_from(unsafe { libc::sysconf(libc::_SC_PHYS_PAGES) }).unwrap_or(0);
+    pages.saturating_mul(page_size() as u64)
+}
+
+/// Lets another thread of the host run.
+pub(crate) fn sched_yield() {
+    // SAFETY: no preconditions; it cannot fail on Linux.
+    let _ = unsafe { libc::sched_yield() };
+}
+
+/// Milliseconds of a coarse monotonic clock.
+pub(crate) fn now_ms() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: `now` is a valid place for the result. The clock exists on every Linux, so the call cannot fail.
+    let _ = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC_COARSE, &mut now) };
+    (now.tv_sec as u64).wrapping_mul(1000).wrapping_add(now.tv_nsec as u64 / 1_000_000)
+}
+
+/// Writes to standard error, once, ignoring failure.
+pub(crate) fn write_stderr(bytes: &[u8]) {
+    let _ = keeping_errno(|| {
+        // SAFETY: the slice is readable for its length.
+        let _ = unsafe { libc::write(libc::STDERR_FILENO, bytes.as_ptr().cast(), bytes.len()) };
+        Ok(())
+    });
+}
+
+/// What may be done with mapped memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Nothing: address space only.
+    None,
+    /// Reading and writing.
+    ReadWrite,
+}
+
+impl Access {
+    fn bits(self) -> libc::c_int {
+        match self {
+            Self::None => libc::PROT_NONE,
+            Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+        }
+    }
+}
+
+fn mmap(
+    at: Option<NonNull<u8>>,
+    len: usize,
+    access: Access,
+    flags: libc::c_int,
+    fd: libc::c_int,
+    offset: u64,
+) -> io::Result<NonNull<u8>> {
+    keeping_errno(|| {
+        let offset = libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EOVERFLOW))?;
+        let hint = at.map_or(core::ptr::null_mut(), |at| at.as_ptr().cast());
+        // SAFETY: without `MAP_FIXED` (callers pass it only inside a mapping of their own) the kernel picks unused
+        // addresses, so no existing object is touched.
+        let address = unsafe { libc::mmap(hint, len, access.bits(), flags, fd, offset) };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(address.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+    })
+}
+
+/// Private zeroed memory that costs nothing until touched.
+pub(crate) fn map_anonymous(len: usize, access: Access) -> io::Result<NonNull<u8>> {
+    mmap(None, len, access, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE, -1, 0)
+}
+
+/// Address space for `len` bytes, aligned to `align` (a power of two), with nothing behind it.
+pub(crate) fn reserve(len: usize, align: usize) -> io::Result<NonNull<u8>> {
+    let too_long = || io::Error::from_raw_os_error(libc::ENOMEM);
+    let slack = align.saturating_sub(HOST_PAGE);
+    let whole = map_anonymous(len.checked_add(slack).ok_or_else(too_long)?, Access::None)?;
+    let skip = whole.align_offset(align.max(1));
+    if skip > slack {
+        return Err(too_long());
+    }
+    // SAFETY: `skip <= slack`, so all three parts lie inside the mapping just made, which nobody else knows.
+    unsafe {
+        let start = whole.add(skip);
+        unmap(whole, skip);
+        unmap(start.add(len), slack - skip);
+        Ok(start)
+    }
+}
+
+/// Gives a part of reserved address space private zeroed memory.
+///
+/// # Safety
+/// `len` bytes at `at` lie inside a mapping that the caller owns, page-aligned, and hold nothing of value.
+pub(crate) unsafe fn commit_private(at: NonNull<u8>, len: usize) -> io::Result<()> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    mmap(Some(at), len, Access::ReadWrite, flags, -1, 0).map(drop)
+}
+
+/// Gives a part of reserved address space the memory of a file.
+///
+/// # Safety
+/// As for [`commit_private`]. `fd` is an open file that reaches to `offset + len`.
+pub(crate) unsafe fn commit_shared(at: NonNull<u8>, len: usize, fd: libc::c_int, offset: u64) -> io::Result<()> {
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED;
+    mmap(Some(at), len, Access::ReadWrite, flags, fd, offset).map(drop)
+}
+
+/// Ends a mapping. A length of zero is nothing.
+///
+/// # Safety
+/// The caller owns the mapped range and nothing uses it any more.
+pub(crate) unsafe fn unmap(at: NonNull<u8>, len: usize) {
+    if len != 0 {
+        let _ = keeping_errno(|| {
+            // SAFETY: the caller's promise. It fails only when splitting exceeds the host's map count; then it leaks.
+            let _ = unsafe { libc::munmap(at.as_ptr().cast(), len) };
+            Ok(())
+        });
+    }
+}
+
+/// Moves or resizes a private mapping, keeping its contents.
+///
+/// # Safety
+/// The caller owns the mapping of exactly `old` bytes at `at` and uses only the result afterwards.
+pub(crate) unsafe fn remap(at: NonNull<u8>, old: usize, new: usize) -> io::Result<NonNull<u8>> {
+    keeping_errno(|| {
+        // SAFETY: the caller's promise.
+        let address = unsafe { libc::mremap(at.as_ptr().cast(), old, new, libc::MREMAP_MAYMOVE) };
+        if address == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(address.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+    })
+}
+
+/// Advice about memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Advice {
+    /// Private memory goes back to the host and reads as zero afterwards.
+    Discard,
+    /// The file pages behind shared memory are freed and read as zero afterwards.
+    Remove,
+    /// No huge pages: memory that is touched sparsely.
+    SmallPages,
+    /// Huge pages, please.
+    HugePages,
+}
+
+/// Tells the host how a range is used.
+///
+/// # Safety
+/// The caller owns the mapped, page-aligned range. For [`Advice::Discard`] and [`Advice::Remove`] its contents are of no
+/// value.
+pub(crate) unsafe fn advise(at: NonNull<u8>, len: usize, advice: Advice) -> io::Result<()> {
+    let advice = match advice {
+        Advice::Discard => libc::MADV_DONTNEED,
+        Advice::Remove => libc::MADV_REMOVE,
+        Advice::SmallPages => libc::MADV_NOHUGEPAGE,
+        Advice::HugePages => libc::MADV_HUGEPAGE,
+    };
+    keeping_errno(|| {
+        // SAFETY: the caller's promise.
+        if unsafe { libc::madvise(at.as_ptr().cast(), len, advice) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    })
+}
+
+/// Says for each page of a mapped range whether the host keeps it in memory (bit 0 of the byte). The range starts at a
+/// page boundary and has `pages.len()` pages.
+pub(crate) fn residency(at: NonNull<u8>, pages: &mut [u8]) -> io::Result<()> {
+    keeping_errno(|| {
+        // SAFETY: the call reads page tables only and writes one byte a page into the slice. An unmapped range is an
+        // error.
+        if unsafe { libc::mincore(at.as_ptr().cast(), pages.len() * HOST_PAGE, pages.as_mut_ptr()) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(())
+    })
+}
+
+/// An anonymous file of `len` bytes in memory.
+pub(crate) fn memory_file(len: u64) -> io::Result<std::os::fd::OwnedFd> {
+    use std::os::fd::{FromRawFd, OwnedFd};
+    keeping_errno(|| {
+        // SAFETY: the name is a C string.
+        let fd = unsafe { libc::memfd_create(c"kmem".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: just opened, owned by nobody else.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let len = libc::off_t::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        // SAFETY: the descriptor is open.
+        if unsafe { libc::ftruncate(std::os::fd::AsRawFd::as_raw_fd(&fd), len) } != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(fd)
+    })
+}

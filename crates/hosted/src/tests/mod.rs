@@ -1,0 +1,13 @@
+//! Tests of the hosted machine, part by part.
+
+#[cfg(loom)]
+mod loom;
+
+#[cfg(not(loom))]
+mod cpu;
+#[cfg(not(loom))]
+mod grace;
+#[cfg(not(loom))]
+mod plan;
+#[cfg(not(loom))]
+mod ram;
