@@ -1,15 +1,66 @@
-//! Object caches: sheaves, barns, slabs, bulk, RCU frees, mempools, debugging.
+//! Object caches, in reading order:
+//!
+//! - [`Slabs`], the family of caches over one page source; what it needs: [`SlabEnv`];
+//! - the hot path (`fast`), what is behind it (`slow`, `barn`, `sheaf`), and the slab level (`backend`, `pages`, `slab`,
+//!   `node`);
+//! - making and emptying a cache: `create`, `layout`, `order`, `destroy`;
+//! - many objects at once: `bulk`, `prefilled`; any context: `nolock`; readers: `rcu`; reserves: `mempool`;
+//! - typed objects: `typed`; questions: `object`, `info`; trouble: `debug`, `inject`.
+#![doc = include_str!("../README.md")]
 #![no_std]
 
+#[cfg(test)]
+extern crate std;
+
 mod args;
+mod backend;
+mod barn;
+mod bulk;
+mod cache;
+mod create;
+mod debug;
+mod destroy;
 mod env;
 mod error;
+mod family;
+mod fast;
 mod flags;
+mod info;
+mod inject;
+mod layout;
+mod mempool;
+mod node;
+mod nolock;
+mod object;
+mod order;
+mod pages;
+mod prefilled;
+mod rcu;
+mod sheaf;
+mod slab;
+mod slow;
+mod typed;
+
+#[cfg(test)]
+mod tests;
 
 pub use args::{CacheArgs, Ctor, SlabConfig};
+pub use cache::{CacheName, KmemCache};
+pub use debug::{
+    CacheDebug, DebugOptions, POISON_END, POISON_FREE, POISON_INUSE, RED_ACTIVE, RED_INACTIVE, Track, TrackKind,
+};
 pub use env::SlabEnv;
 pub use error::{BulkFreeError, CreateError, DestroyError, ObjectError, UsercopyError};
+pub use family::{SlabStats, Slabs};
 pub use flags::SlabFlags;
+pub use info::{CacheStats, SLABINFO_HEADER, SharedId, SlabInfo};
+pub use inject::FaultInjection;
+pub use layout::MIN_ALIGN;
+pub use mempool::{CacheElements, ElementSource, Mempool, PoolBox};
+pub use object::Object;
+pub use prefilled::PrefilledSheaf;
+pub use rcu::RcuHead;
+pub use typed::{Cache, CacheBox, UninitBox};
 
 /// The longest name of a cache, in bytes.
 pub const NAME_MAX: usize = 63;

@@ -1,0 +1,320 @@
+//! [`Slabs`]: the family of caches over one page source, and its own bookkeeping memory.
+//!
+//! ```text
+//! Slabs ── core ──▶ one block of pages, taken at `init`:
+//!                   │ Core: list of caches, totals, fault injector, internal caches │ their nodes │
+//!
+//! internal caches of 64, 128 ... 4096 bytes hold descriptors and sheaves; they have no sheaves themselves, so
+//! nothing recurses
+//! ```
+
+use core::ptr::{self, NonNull};
+
+use kmem_gfp::{AllocContext, AllocError, Gfp, Order, PageAllocator, Pfn};
+use kmem_sync::atomic::{AtomicI64, AtomicPtr, Ordering};
+use kmem_sync::{Cpu, PerCpu, SpinLock, const_fn};
+
+use crate::backend::Locking;
+use crate::cache::{CacheName, Spec};
+use crate::error::no_memory;
+use crate::inject::Injector;
+use crate::layout::ObjectLayout;
+use crate::node::Node;
+use crate::order::SlabOrders;
+use crate::{KmemCache, SlabConfig, SlabEnv, SlabFlags};
+
+/// log2 of the smallest internal object.
+const META_SHIFT: u32 = 6;
+const META_CLASSES: usize = 7;
+const META_NAMES: [&str; META_CLASSES] =
+    ["slab-meta-64", "slab-meta-128", "slab-meta-256", "slab-meta-512", "slab-meta-1k", "slab-meta-2k", "slab-meta-4k"];
+
+/// The list of caches, newest first.
+#[derive(Debug)]
+pub(crate) struct CacheList {
+    pub(crate) newest: *mut KmemCache,
+    pub(crate) len: usize,
+}
+
+// SAFETY: descriptors are `Sync` and tied to no thread.
+unsafe impl Send for CacheList {}
+
+/// What a family keeps beside its caches. Lives in pages from `init` on.
+pub(crate) struct Core {
+    pub(crate) caches: SpinLock<CacheList>,
+    pub(crate) unreclaimable: AtomicI64,
+    pub(crate) reclaimable: AtomicI64,
+    pub(crate) metadata: AtomicI64,
+    pub(crate) injector: Injector,
+    pub(crate) meta: [KmemCache; META_CLASSES],
+    block: (Pfn, Order),
+}
+
+/// Totals of a family, in pages and caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SlabStats {
+    /// Pages of slabs whose caches are not reclaimable (`nr_slab_unreclaimable`).
+    pub unreclaimable_pages: u64,
+    /// Pages of slabs of reclaimable caches (`nr_slab_reclaimable`).
+    pub reclaimable_pages: u64,
+    /// Pages that hold the allocator's own descriptors and sheaves; in no other count.
+    pub metadata_pages: u64,
+}
+
+impl SlabStats {
+    /// Pages of all caches' slabs.
+    pub fn slab_pages(&self) -> u64 {
+        self.unreclaimable_pages + self.reclaimable_pages
+    }
+}
+
+/// A family of object caches over one page source. See the [crate documentation](crate).
+///
+/// # Invariants
+/// `core` is null until [`init`](Self::init) has succeeded and then points to a [`Core`] until the family is dropped.
+pub struct Slabs<E: SlabEnv> {
+    pub(crate) env: E,
+    pub(crate) config: SlabConfig,
+    core: AtomicPtr<Core>,
+}
+
+impl<E: SlabEnv> Slabs<E> {
+    const_fn! {
+        /// A family over `env` with default tunables. It allocates nothing until [`init`](Self::init).
+        pub fn new(env: E) -> Self {
+            Self { env, config: SlabConfig::DEFAULT, core: AtomicPtr::new(ptr::null_mut()) }
+        }
+    }
+
+    const_fn! {
+        /// A family over `env` with the given tunables.
+        pub fn with_config(env: E, config: SlabConfig) -> Self {
+            Self { env, config, core: AtomicPtr::new(ptr::null_mut()) }
+        }
+    }
+
+    /// What the family is built over.
+    #[inline(always)]
+    pub fn env(&self) -> &E {
+        &self.env
+    }
+
+    /// The tunables.
+    pub fn config(&self) -> &SlabConfig {
+        &self.config
+    }
+
+    /// Takes the first pages and makes the internal caches. Caches can be created from here on. Calling it again does
+    /// nothing. May sleep.
+    ///
+    /// # Errors
+    /// Those of the page source.
+    #[doc(alias = "kmem_cache_init")]
+    pub fn init(&self) -> Result<(), AllocError> {
+        if self.core().is_some() {
+            return Ok(());
+        }
+        let nr_nodes = self.env.pages().nr_nodes().max(1);
+        let nodes_at = size_of::<Core>().next_multiple_of(align_of::<Node>());
+        let nodes_len = META_CLASSES.saturating_mul(nr_nodes as usize);
+        let bytes = nodes_at.saturating_add(nodes_len.saturating_mul(size_of::<Node>()));
+        let order = Order::for_size(bytes).ok_or(AllocError::TooLarge { size_bytes: bytes })?;
+        let pfn = self.env.pages().alloc_pages(Gfp::KERNEL, order, None)?;
+        let Some(base) = crate::pages::mapped(self, pfn) else {
+            self.return_pages(pfn, order);
+            return Err(no_memory(Gfp::KERNEL));
+        };
+        // SAFETY: the block holds `bytes` bytes; the nodes start inside, aligned.
+        let nodes = unsafe { base.add(nodes_at) }.cast::<Node>();
+        for index in 0..nodes_len {
+            // SAFETY: below the length computed above.
+            unsafe { nodes.add(index).write(Node::new()) };
+        }
+        let meta = core::array::from_fn(|class| {
+            // SAFETY: each class has its own `nr_nodes` nodes.
+            let nodes = unsafe { nodes.add(class * nr_nodes as usize) };
+            self.meta_cache(class, nodes, nr_nodes)
+        });
+        let core = base.cast::<Core>();
+        let value = Core {
+            caches: SpinLock::new(CacheList { newest: ptr::null_mut(), len: 0 }),
+            unreclaimable: AtomicI64::new(0),
+            reclaimable: AtomicI64::new(0),
+            metadata: AtomicI64::new(order.nr_pages() as i64),
+            injector: Injector::new(self.env.entropy()),
+            meta,
+            block: (pfn, order),
+        };
+        // SAFETY: page-aligned memory of ours that is large enough.
+        unsafe { core.write(value) };
+        // Release pairs with the acquire in `core`.
+        let won = self.core.compare_exchange(ptr::null_mut(), core.as_ptr(), Ordering::Release, Ordering::Relaxed);
+        if won.is_err() {
+            self.return_pages(pfn, order);
+        }
+        Ok(())
+    }
+
+    fn meta_cache(&self, class: usize, nodes: NonNull<Node>, nr_nodes: u32) -> KmemCache {
+        let size = 1_usize << (META_SHIFT as usize + class);
+        let flags = SlabFlags::INTERNAL | SlabFlags::NO_SHEAVES | SlabFlags::NO_MERGE;
+        let layout = ObjectLayout::new(size, size, flags, false, None);
+        let small = Order::for_size(size * 4).unwrap_or(Order::ZERO);
+        let spec = Spec {
+            name: CacheName::new(META_NAMES.get(class).copied().unwrap_or("slab-meta")),
+            layout,
+            orders: SlabOrders { preferred: small, minimum: Order::ZERO, dense: 1 },
+            flags,
+            ctor: None,
+            useroffset: 0,
+            usersize: 0,
+            sheaf_capacity: 0,
+            secret: self.env.entropy().rotate_left(class as u32),
+            nodes,
+            nr_nodes,
+            random: ptr::null(),
+            random_len: 0,
+            block_bytes: 0,
+        };
+        KmemCache::new(spec, PerCpu::empty())
+    }
+
+    /// The core, once there is one.
+    #[inline]
+    pub(crate) fn core(&self) -> Option<&Core> {
+        let core = self.core.load(Ordering::Acquire);
+        // SAFETY: null or a live core (type invariant).
+        unsafe { core.as_ref() }
+    }
+
+    fn meta_class(&self, size_bytes: usize) -> Option<&KmemCache> {
+        let class = size_bytes.max(1).next_power_of_two().trailing_zeros().saturating_sub(META_SHIFT);
+        self.core()?.meta.get(class as usize)
+    }
+
+    /// Memory for the allocator's own use, aligned to its size rounded up to a power of two (at most a page).
+    pub(crate) fn meta_alloc(&self, size_bytes: usize, gfp: Gfp, how: Locking) -> Result<NonNull<u8>, AllocError> {
+        if self.core().is_none() {
+            return Err(AllocError::NotReady);
+        }
+        if let Some(cache) = self.meta_class(size_bytes) {
+            return self.take_one(cache, gfp, self.env.context().local_node().index(), how);
+        }
+        let order = Order::for_size(size_bytes).ok_or(AllocError::TooLarge { size_bytes })?;
+        let pfn = match how {
+            Locking::Wait => self.env.pages().alloc_pages(gfp, order, None)?,
+            Locking::Try => self.env.pages().alloc_pages_nolock(gfp, order, None)?,
+        };
+        let Some(memory) = crate::pages::mapped(self, pfn) else {
+            self.return_pages(pfn, order);
+            return Err(no_memory(gfp));
+        };
+        self.count_metadata(order.nr_pages() as i64);
+        Ok(memory)
+    }
+
+    /// Takes back what [`meta_alloc`](Self::meta_alloc) gave for the same size.
+    ///
+    /// # Safety
+    /// Nothing uses the memory any more.
+    pub(crate) unsafe fn meta_free(&self, memory: NonNull<u8>, size_bytes: usize, how: Locking) {
+        use kmem_gfp::FrameTable;
+        if let Some(cache) = self.meta_class(size_bytes) {
+            // SAFETY: the caller gives the object up.
+            if let Err(error) = unsafe { self.put_object(cache, memory, how) } {
+                self.report_refused(cache, error);
+            }
+        } else if let (Some(order), Some(pfn)) =
+            (Order::for_size(size_bytes), self.env.frames().frame_of(memory.addr().get()))
+        {
+            self.count_metadata(-(order.nr_pages() as i64));
+            self.return_pages(pfn, order);
+        }
+    }
+
+    pub(crate) fn count_metadata(&self, pages: i64) {
+        if let Some(core) = self.core() {
+            core.metadata.fetch_add(pages, Ordering::Relaxed);
+        }
+    }
+
+    pub(crate) fn count_slab(&self, cache: &KmemCache, pages: i64) {
+        if let Some(core) = self.core() {
+            let reclaimable = cache.flags.contains(SlabFlags::RECLAIM_ACCOUNT);
+            let count = if reclaimable { &core.reclaimable } else { &core.unreclaimable };
+            count.fetch_add(pages, Ordering::Relaxed);
+        }
+    }
+
+    /// Totals, read from three counters. Any context.
+    pub fn stats(&self) -> SlabStats {
+        let read = |count: &AtomicI64| count.load(Ordering::Relaxed).max(0) as u64;
+        self.core().map_or_else(SlabStats::default, |core| SlabStats {
+            unreclaimable_pages: read(&core.unreclaimable),
+            reclaimable_pages: read(&core.reclaimable),
+            metadata_pages: read(&core.metadata),
+        })
+    }
+
+    /// Calls `f` with every cache, newest first, the internal ones left out, and no lock held. A cache created meanwhile
+    /// may be missed; one destroyed meanwhile must not be (its destroyer is the caller's business).
+    pub fn for_each_cache(&self, mut f: impl FnMut(&KmemCache)) {
+        let Some(core) = self.core() else { return };
+        let mut at = core.caches.with(self.env.cpu(), |list| list.newest);
+        // SAFETY: caches live until destroyed, which the caller excludes.
+        while let Some(cache) = unsafe { at.as_ref() } {
+            f(cache);
+            at = core.caches.with(self.env.cpu(), |_| cache.older.load(Ordering::Relaxed));
+        }
+    }
+
+    /// The cache of that name, if there is one. Aliases go by the name of the cache that they share.
+    pub fn find_cache(&self, name: &str) -> Option<&KmemCache> {
+        let core = self.core()?;
+        let found = core.caches.with(self.env.cpu(), |list| {
+            let mut at = list.newest;
+            // SAFETY: caches on the list live while the lock is held.
+            while let Some(cache) = unsafe { at.as_ref() } {
+                if cache.name() == name {
+                    return at;
+                }
+                at = cache.older.load(Ordering::Relaxed);
+            }
+            ptr::null_mut()
+        });
+        // SAFETY: on the list, and destroyed only by a caller who promises that nobody uses it.
+        unsafe { found.as_ref() }
+    }
+
+    /// Empties what the CPU's sheaves hold of every cache: for a CPU that went away. Interrupts must be on.
+    pub fn cpu_dead(&self, cpu: kmem_sync::CpuId) {
+        self.for_each_cache(|cache| self.flush_cpu(cache, cpu));
+    }
+
+    pub(crate) fn nr_cpus(&self) -> u32 {
+        self.env.cpu().nr_cpus().max(1)
+    }
+}
+
+impl<E: SlabEnv + core::fmt::Debug> core::fmt::Debug for Slabs<E> {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("Slabs").field("env", &self.env).field("stats", &self.stats()).finish_non_exhaustive()
+    }
+}
+
+impl<E: SlabEnv> Drop for Slabs<E> {
+    /// Gives the family's own pages back if no cache is left; otherwise they stay with the caches.
+    fn drop(&mut self) {
+        let Some(core) = self.core() else { return };
+        if core.caches.with(self.env.cpu(), |list| list.len) > 0 {
+            return;
+        }
+        self.shrink_metadata();
+        let in_use = core.meta.iter().flat_map(KmemCache::nodes).any(|node| node.nr_slabs.load(Ordering::Acquire) > 0);
+        if !in_use {
+            let (pfn, order) = core.block;
+            self.core.store(ptr::null_mut(), Ordering::Release);
+            self.return_pages(pfn, order);
+        }
+    }
+}

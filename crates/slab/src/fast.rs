@@ -1,0 +1,169 @@
+//! The hot path, on one screen: pop from and push to the running CPU's main sheaf.
+//!
+//! ```text
+//! alloc   care bits clear? ─▶ pin, local trylock ─▶ main not empty? ─▶ pop                 else `slow`
+//! free    frame ─▶ owner word ─▶ pin, local trylock ─▶ word == slot's? top != object? room? ─▶ push
+//! ```
+//!
+//! One comparison of the owner word says three things: the memory is a slab's, of this cache, on this CPU's node.
+//! No atomic read-modify-write, no line that another CPU writes.
+
+use core::panic::Location;
+use core::ptr::NonNull;
+
+use kmem_gfp::{AllocError, FrameTable, Gfp, NodeId, OwnerTag};
+use kmem_sync::Cpu;
+use kmem_sync::atomic::Ordering;
+
+use crate::cache::{CARE_INJECT, CARE_WIPE};
+use crate::sheaf::Sheaf;
+use crate::slab::owner_cache;
+use crate::{KmemCache, ObjectError, SlabEnv, Slabs};
+
+/// A request for which a popped object is not the whole answer.
+const CARE: u32 = Gfp::ZERO.bits() | CARE_INJECT | CARE_WIPE;
+
+/// "The whole object": the requested size of calls that do not say one.
+pub(crate) const WHOLE: usize = usize::MAX;
+
+#[inline(always)]
+pub(crate) fn pop<C: Cpu>(cpu: &C, cache: &KmemCache) -> Option<NonNull<u8>> {
+    // SAFETY: the slot holds its main sheaf (invariant of `CpuSheaves`).
+    cache.slots.try_with(cpu, |slot, _| unsafe { Sheaf::pop(slot.main) }).flatten()
+}
+
+/// # Safety
+/// The caller gives up `object`, which lies in a frame with the owner word `owner`; if that is this cache's, it is one of
+/// its objects.
+#[inline(always)]
+pub(crate) unsafe fn push<C: Cpu>(cpu: &C, cache: &KmemCache, owner: u64, object: NonNull<u8>) -> bool {
+    let pushed = cache.slots.try_with(cpu, |slot, _| {
+        // SAFETY: the slot holds its main sheaf; the word says that the object is this cache's.
+        slot.owner == owner && unsafe { !Sheaf::tops(slot.main, object) && Sheaf::push(slot.main, object) }
+    });
+    pushed == Some(true)
+}
+
+impl<E: SlabEnv> Slabs<E> {
+    /// Allocates an object. Contexts: any that `gfp` allows, NMI excepted.
+    ///
+    /// # Errors
+    /// [`AllocError::NoMemory`] if the page source has nothing that the flags allow.
+    #[doc(alias = "kmem_cache_alloc")]
+    #[inline(always)]
+    #[track_caller]
+    pub fn alloc(&self, cache: &KmemCache, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        self.alloc_sized(cache, gfp, WHOLE)
+    }
+
+    /// [`alloc`](Self::alloc) with the object zeroed.
+    ///
+    /// # Errors
+    /// As for [`alloc`](Self::alloc).
+    #[doc(alias = "kmem_cache_zalloc")]
+    #[inline(always)]
+    #[track_caller]
+    pub fn zalloc(&self, cache: &KmemCache, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        self.alloc_sized(cache, gfp | Gfp::ZERO, WHOLE)
+    }
+
+    /// [`alloc`](Self::alloc) for a user who needs only `requested` bytes of the object: caches that track sizes guard
+    /// the bytes behind.
+    ///
+    /// # Errors
+    /// As for [`alloc`](Self::alloc).
+    #[inline(always)]
+    #[track_caller]
+    pub fn alloc_sized(&self, cache: &KmemCache, gfp: Gfp, requested: usize) -> Result<NonNull<u8>, AllocError> {
+        // Relaxed: a request may as well have come before the bit was set.
+        if (gfp.bits() | cache.care.load(Ordering::Relaxed)) & CARE == 0
+            && let Some(object) = pop(self.env.cpu(), cache)
+        {
+            return Ok(object);
+        }
+        self.alloc_slow(cache, gfp, requested, Location::caller())
+    }
+
+    /// Allocates an object on `node`: strictly with [`Gfp::THISNODE`], otherwise as a preference. `None` is
+    /// [`alloc`](Self::alloc).
+    ///
+    /// # Errors
+    /// As for [`alloc`](Self::alloc); [`AllocError::NoSuchNode`].
+    #[doc(alias = "kmem_cache_alloc_node")]
+    #[inline]
+    #[track_caller]
+    pub fn alloc_node(&self, cache: &KmemCache, gfp: Gfp, node: Option<NodeId>) -> Result<NonNull<u8>, AllocError> {
+        self.alloc_node_sized(cache, gfp, node, WHOLE)
+    }
+
+    /// [`alloc_node`](Self::alloc_node) with a requested size, as for [`alloc_sized`](Self::alloc_sized).
+    ///
+    /// # Errors
+    /// As for [`alloc_node`](Self::alloc_node).
+    #[inline]
+    #[track_caller]
+    pub fn alloc_node_sized(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+        node: Option<NodeId>,
+        requested: usize,
+    ) -> Result<NonNull<u8>, AllocError> {
+        match node {
+            None => self.alloc_sized(cache, gfp, requested),
+            Some(node) => self.alloc_on_node(cache, gfp, node, requested, Location::caller()),
+        }
+    }
+
+    /// Takes an object back. Any context but NMI.
+    ///
+    /// # Safety
+    /// Nobody uses the object any more.
+    ///
+    /// # Errors
+    /// An [`ObjectError`] if it is recognisably not an object in use of this cache; it is leaked.
+    #[doc(alias = "kmem_cache_free")]
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn free(&self, cache: &KmemCache, object: NonNull<u8>) -> Result<(), ObjectError> {
+        if let Some((_, words)) = self.env.frames().lookup(object.addr().get()) {
+            // Relaxed: whoever has the object got it after the slab was made.
+            let owner = words.owner.load(Ordering::Relaxed);
+            // SAFETY: given up by the caller.
+            if unsafe { push(self.env.cpu(), cache, owner, object) } {
+                return Ok(());
+            }
+        }
+        // SAFETY: given up by the caller.
+        unsafe { self.free_slow(cache, object, Location::caller()) }
+    }
+
+    /// Takes back an object of any cache of this family. Any context but NMI.
+    ///
+    /// # Safety
+    /// Nobody uses the object any more.
+    ///
+    /// # Errors
+    /// [`ObjectError::NotSlab`] for memory that is no cache's, which is left alone: it may be another allocator's.
+    #[doc(alias = "kfree")]
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn free_any(&self, object: NonNull<u8>) -> Result<(), ObjectError> {
+        let address = object.addr().get();
+        let Some((_, words)) = self.env.frames().lookup(address) else {
+            return Err(ObjectError::NotSlab { address });
+        };
+        let owner = words.owner.load(Ordering::Relaxed);
+        if OwnerTag::of(owner) != OwnerTag::Slab {
+            return Err(ObjectError::NotSlab { address });
+        }
+        // SAFETY: the frame belongs to a slab, so its cache lives.
+        let cache = unsafe { owner_cache(owner) };
+        // SAFETY: given up by the caller.
+        if unsafe { push(self.env.cpu(), cache, owner, object) } {
+            return Ok(());
+        }
+        // SAFETY: given up by the caller.
+        unsafe { self.free_slow(cache, object, Location::caller()) }
+    }
+}

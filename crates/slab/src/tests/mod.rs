@@ -1,0 +1,5 @@
+//! Tests of the crate, on a machine made of host memory.
+
+#[cfg(not(loom))]
+mod basic;
+mod env;
