@@ -1,8 +1,13 @@
 #![doc = include_str!("../README.md")]
 
+pub mod app;
+pub mod bundled;
+pub mod cli;
 pub mod model;
+pub mod proc;
 pub mod program;
 pub mod replay;
+pub mod report;
 pub mod target;
 pub mod trace;
 
@@ -18,6 +23,14 @@ pub enum LabError {
     /// The replay was given up without a reason of its own.
     #[error("the replay was given up")]
     Stopped,
+    /// There is no view of this name.
+    #[error("no view {name:?}; there are {known}")]
+    NoView {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: String,
+    },
     /// A report cannot be written.
     #[error("cannot write {path}: {why}")]
     Write {

@@ -1,6 +1,6 @@
 //! What a replay needs of an allocator: one small trait.
 //!
-//! [`HostedTarget`](crate::hosted::HostedTarget) puts kmem's machine behind it; the [model](crate::model) is a second, plain
+//! Kmem's hosted machine stands behind it; the [model](crate::model) is a second, plain
 //! implementation that tests use, also with faults built in.
 
 use crate::program::CacheSpec;

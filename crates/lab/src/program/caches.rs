@@ -21,6 +21,8 @@ pub struct CacheSpec {
     pub typesafe_by_rcu: bool,
     /// Slabs are counted and grouped as reclaimable.
     pub reclaimable: bool,
+    /// Objects are constructed once, with their slab, so that a free object keeps its bytes.
+    pub constructed: bool,
 }
 
 /// Facts about a cache that a trace does not tell.
@@ -31,6 +33,7 @@ struct Facts {
     align: u32,
     typesafe_by_rcu: bool,
     reclaimable: bool,
+    constructed: bool,
 }
 
 /// All caches of a trace, and what is known of them from elsewhere.
@@ -63,6 +66,7 @@ impl CacheBook {
                 align,
                 typesafe_by_rcu: number("destroy_by_rcu") == Some(1),
                 reclaimable: number("reclaim_account") == Some(1),
+                constructed: column("ctor").and_then(|c| cells.get(c)).is_some_and(|c| !c.is_empty()),
             };
             book.facts.insert((*name).into(), facts);
         }
@@ -96,6 +100,7 @@ impl CacheBook {
             align: known.map_or_else(|| align_of(size, stride), |f| f.align).max(8).next_power_of_two(),
             typesafe_by_rcu: known.is_some_and(|f| f.typesafe_by_rcu),
             reclaimable: known.is_some_and(|f| f.reclaimable),
+            constructed: known.is_some_and(|f| f.constructed),
             name,
         }
     }

@@ -13,6 +13,8 @@ use std::collections::VecDeque;
 const KMALLOC_MAX_CACHE: u64 = 8192;
 /// The greatest order of a page allocator.
 const MAX_ORDER: u8 = 10;
+/// The greatest order of a slab.
+const SLAB_MAX_ORDER: u8 = 3;
 /// Operations that wait for a later event to tell what they are.
 const DELAY: usize = 1024;
 /// A free that comes this many events after its address has been handed out again is that of the object before.
@@ -27,7 +29,8 @@ pub(crate) const MARKS: u64 = 1024;
 struct Object {
     used: Ref,
     cache: CacheId,
-    bytes: u64,
+    /// What Linux took for it.
+    stride: u64,
     /// Linux's own: not replayed.
     metadata: bool,
     /// A kmalloc of whole pages.
@@ -44,7 +47,7 @@ struct Object {
 struct Birth<'a> {
     ptr: u64,
     cache: CacheId,
-    bytes: u64,
+    stride: u64,
     call_site: &'a [u8],
     cache_name: Option<&'a [u8]>,
     large: bool,
@@ -70,6 +73,8 @@ pub struct Program {
     line: VecDeque<Op>,
     line_start: u64,
     last_large: (u32, u64, u64),
+    /// A `slab_new` has been seen.
+    probes: bool,
     stride: u64,
     marks: u64,
     cpu: u16,
@@ -94,6 +99,7 @@ impl Program {
             line: VecDeque::with_capacity(DELAY * 2),
             line_start: 0,
             last_large: (0, 0, 0),
+            probes: false,
             stride: 64,
             marks: 0,
             cpu: 0,
@@ -106,6 +112,9 @@ impl Program {
     /// [`FieldFault`] if it cannot be understood; nothing has changed then, but that the event is counted.
     pub fn event(&mut self, line: &Line<'_>) -> Result<(), FieldFault> {
         self.cpu = line.cpu as u16;
+        if self.census.events == 0 {
+            self.mark(None);
+        }
         self.census.count(line.event, line.cpu);
         let event = Event::parse(line.event, line.fields)?;
         let fate = self.dispatch(&event, line.pid)?;
@@ -172,7 +181,7 @@ impl Program {
 
     /// A mark; there are never more than [`MARKS`] in a trace of any length, evenly spaced.
     fn mark(&mut self, phase: Option<String>) {
-        let mark = Mark { event: self.census.events, linux_slab_pages: self.linux.pages(), phase };
+        let mark = Mark { event: self.census.events, linux_slab_pages: self.linux.all_pages(), phase };
         self.push(OpKind::Mark(Box::new(mark)));
         self.marks += 1;
         if self.marks >= MARKS {
@@ -194,7 +203,7 @@ impl Program {
             Event::CacheAlloc { call_site, ptr, name, bytes_req, bytes_alloc, gfp, node } => {
                 let cache = self.caches.id(name, bytes_req as u32, bytes_alloc as u32);
                 let gfp = self.gfp.get(gfp);
-                let birth = Birth { ptr, cache, bytes: bytes_req, call_site, cache_name: Some(name), large: false };
+                let birth = Birth { ptr, cache, stride: bytes_alloc, call_site, cache_name: Some(name), large: false };
                 self.born(&birth, |object| OpKind::CacheAlloc { object, cache, gfp, node })
             }
             Event::CacheFree { ptr, .. } | Event::Kfree { ptr } => {
@@ -236,7 +245,7 @@ impl Program {
                 let mut births = list.iter().map(|&ptr| Birth {
                     ptr,
                     cache,
-                    bytes: bytes_req,
+                    stride: bytes_alloc,
                     call_site,
                     cache_name: Some(name),
                     large: false,
@@ -285,7 +294,7 @@ impl Program {
             let name = if large { "kmalloc-large".into() } else { kmalloc_name(alloc, gfp) };
             self.caches.id(name.as_bytes(), 0, 0)
         });
-        let birth = Birth { ptr, cache, bytes: size, call_site, cache_name: None, large };
+        let birth = Birth { ptr, cache, stride: alloc, call_site, cache_name: None, large };
         self.born(&birth, |object| OpKind::Kmalloc { object, size, gfp, node })
     }
 
@@ -324,14 +333,14 @@ impl Program {
         let pfn = frame(birth.ptr).filter(|_| !birth.large);
         let seen = pfn.and_then(|p| self.linux.at(p)).is_some_and(|v| v.probed);
         let booked = pfn.is_some_and(|p| self.linux.object(p, birth.cache, metadata));
-        if booked && !metadata {
-            self.linux.live_bytes(birth.bytes, true);
+        if !booked && !metadata && !birth.large {
+            self.linux.older_object(birth.stride, true);
         }
         let used = if metadata { Ref { slot: u32::MAX, turn: 0, seen } } else { self.object_slots.take(seen) };
         let object = Object {
             used,
             cache: birth.cache,
-            bytes: birth.bytes,
+            stride: birth.stride,
             metadata,
             large: birth.large,
             named: birth.cache_name.is_some(),
@@ -348,9 +357,8 @@ impl Program {
             if let Some(pfn) = frame(ptr) {
                 self.linux.object_freed(pfn);
             }
-            if !object.metadata {
-                self.linux.live_bytes(object.bytes, false);
-            }
+        } else if !object.metadata && !object.large {
+            self.linux.older_object(object.stride, false);
         }
         if !object.metadata {
             self.object_slots.retire(object.used);
@@ -442,7 +450,8 @@ impl Program {
             return Fate::FailedInTrace;
         }
         self.expected.remove(&pfn);
-        let signature = gfp.contains(TraceGfp::SLAB_SIGNATURE);
+        // Once the probes are in place, a slab is what they say.
+        let signature = !self.probes && order <= SLAB_MAX_ORDER && gfp.is_slabs();
         if signature {
             self.linux.appear(pfn, order, None, false);
         }
@@ -523,6 +532,7 @@ impl Program {
     // Slabs
 
     fn slab_new(&mut self, name: &[u8], pfn: u64, order: u8) -> Fate {
+        self.probes = true;
         if pfn == 0 {
             return Fate::FailedInTrace;
         }

@@ -1,7 +1,7 @@
 //! The pages that Linux held in slabs for the requests of a trace.
 //!
 //! A slab enters the books when the trace shows its creation: by a `slab_new`, or, where the probes were not yet in place, by a
-//! page allocation with the flags that only slabs ask with ([`TraceGfp::SLAB_SIGNATURE`](crate::trace::TraceGfp::SLAB_SIGNATURE)).
+//! page allocation with the flags that only slabs ask with ([`TraceGfp::is_slabs`](crate::trace::TraceGfp::is_slabs)).
 //! It leaves them with its `slab_free`, or with the `mm_page_free` of its pages if that probe was missed. Slabs older than
 //! the trace are never counted.
 //!
@@ -12,25 +12,25 @@ use super::caches::CacheId;
 use super::tables::FrameMap;
 use serde::Serialize;
 
-/// Slab pages of Linux, now and at most.
+/// Slab pages of Linux, at most and at the end of the trace.
 #[derive(Clone, Debug, Default, Eq, PartialEq, Serialize)]
 pub struct LinuxFigures {
-    /// Pages of all slabs that the trace shows being made, without those that hold only metadata: at most.
+    /// Slabs announced by a `slab_new` and not given back, without those that hold only metadata: at most. In a trace without
+    /// any `slab_new`, the slabs known by the flags of their pages.
     pub slab_pages_peak: u64,
-    /// The same at the end of the trace.
-    pub slab_pages_end: u64,
-    /// Of these, slabs announced by a `slab_new`: at most.
-    pub probed_peak: u64,
     /// The same at the end.
-    pub probed_end: u64,
+    pub slab_pages_end: u64,
     /// `slab_new` minus `slab_free` as recorded, metadata included: at most.
     pub recorded_peak: u64,
     /// The same at the end.
     pub recorded_end: u64,
-    /// Requested bytes of the trace's objects that live in the counted slabs, at the end.
-    pub live_bytes_end: u64,
-    /// The same when `slab_pages_peak` was reached for the first time.
-    pub live_bytes_peak: u64,
+    /// For all requests: slabs that the trace shows being made in either way, and of older slabs the bytes that objects of the
+    /// trace occupy (as if these slabs were full): at most.
+    pub all_slab_pages_peak: u64,
+    /// The same at the end.
+    pub all_slab_pages_end: u64,
+    /// True if the trace has a `slab_new`.
+    pub probes: bool,
     /// Slabs older than the trace that Linux gave back.
     pub older_slabs_freed: u64,
 }
@@ -81,7 +81,9 @@ pub struct LinuxSlabs {
     pages: u64,
     probed: u64,
     recorded: u64,
-    live_bytes: u64,
+    /// Bytes of ordinary objects that stand in no slab of the books.
+    older_bytes: u64,
+    signature_peak: u64,
     figures: LinuxFigures,
 }
 
@@ -132,17 +134,17 @@ impl LinuxSlabs {
     }
 
     fn note_peaks(&mut self) {
+        let all = self.all_pages();
         let f = &mut self.figures;
-        if self.pages > f.slab_pages_peak {
-            f.slab_pages_peak = self.pages;
-            f.live_bytes_peak = self.live_bytes;
-        }
-        f.probed_peak = f.probed_peak.max(self.probed);
+        f.all_slab_pages_peak = f.all_slab_pages_peak.max(all);
+        f.slab_pages_peak = f.slab_pages_peak.max(self.probed);
         f.recorded_peak = f.recorded_peak.max(self.recorded);
+        self.signature_peak = self.signature_peak.max(self.pages);
     }
 
     /// A slab appears: `cache` and `probed` if a `slab_new` said so. One that is already known by its pages gets its name.
     pub(crate) fn appear(&mut self, pfn: u64, order: u8, cache: Option<CacheId>, probed: bool) {
+        self.figures.probes |= probed;
         if let Some(index) = self.index(pfn) {
             let same = self.slabs.get(index).is_some_and(|s| s.pfn == pfn && s.pages == 1 << order && !s.probed);
             if same && probed {
@@ -205,30 +207,38 @@ impl LinuxSlabs {
         }
     }
 
-    /// Counts bytes of ordinary objects in counted slabs.
-    pub(crate) fn live_bytes(&mut self, bytes: u64, add: bool) {
-        self.live_bytes = if add { self.live_bytes + bytes } else { self.live_bytes.saturating_sub(bytes) };
+    /// An ordinary object that stands in no slab of the books comes or goes.
+    pub(crate) fn older_object(&mut self, bytes: u64, comes: bool) {
+        if comes {
+            self.older_bytes += bytes;
+            self.note_peaks();
+        } else {
+            self.older_bytes = self.older_bytes.saturating_sub(bytes);
+        }
     }
 
     pub(crate) fn older_freed(&mut self) {
         self.figures.older_slabs_freed += 1;
     }
 
-    /// Counted slab pages at this moment.
+    /// Pages for all requests at this moment.
     #[must_use]
-    pub const fn pages(&self) -> u64 {
-        self.pages
+    pub const fn all_pages(&self) -> u64 {
+        self.pages + self.older_bytes.div_ceil(4096)
     }
 
     /// The figures; those of the end are of this moment.
     #[must_use]
     pub fn figures(&self) -> LinuxFigures {
+        let f = self.figures.clone();
+        let (slab_pages_peak, slab_pages_end) =
+            if f.probes { (f.slab_pages_peak, self.probed) } else { (self.signature_peak, self.pages) };
         LinuxFigures {
-            slab_pages_end: self.pages,
-            probed_end: self.probed,
+            slab_pages_peak,
+            slab_pages_end,
             recorded_end: self.recorded,
-            live_bytes_end: self.live_bytes,
-            ..self.figures.clone()
+            all_slab_pages_end: self.all_pages(),
+            ..f
         }
     }
 
@@ -247,13 +257,13 @@ mod tests {
     fn a_slab_of_metadata_is_left_out_until_an_ordinary_object_comes() {
         let mut l = LinuxSlabs::default();
         l.appear(16, 1, Some(CacheId(0)), true);
-        assert_eq!((l.pages(), l.figures().recorded_end), (2, 2));
+        assert_eq!((l.all_pages(), l.figures().recorded_end), (2, 2));
         l.object(17, CacheId(0), true);
-        assert_eq!((l.pages(), l.figures().recorded_end, l.figures().probed_end), (0, 2, 0));
+        assert_eq!((l.all_pages(), l.figures().recorded_end, l.figures().slab_pages_end), (0, 2, 0));
         l.object(16, CacheId(0), false);
-        assert_eq!((l.pages(), l.by_cache()), (2, &[2][..]));
+        assert_eq!((l.all_pages(), l.by_cache()), (2, &[2][..]));
         assert_eq!(l.remove(17).map(|r| (r.pfn, r.pages, r.live)), Some((16, 2, 2)));
-        assert_eq!((l.pages(), l.figures().slab_pages_peak), (0, 2));
+        assert_eq!((l.all_pages(), l.figures().slab_pages_peak), (0, 2));
         assert_eq!(l.at(16), None);
     }
 
@@ -261,11 +271,22 @@ mod tests {
     fn a_slab_known_by_its_flags_is_named_later() {
         let mut l = LinuxSlabs::default();
         l.appear(8, 0, None, false);
-        assert_eq!((l.pages(), l.figures().probed_end), (1, 0));
+        assert_eq!((l.figures().slab_pages_end, l.figures().probes), (1, false));
+        l.appear(12, 1, None, false);
         l.appear(8, 0, Some(CacheId(3)), true);
-        assert_eq!((l.pages(), l.figures().probed_end), (1, 1));
+        assert_eq!((l.all_pages(), l.figures().slab_pages_end), (3, 1));
         l.appear(8, 2, Some(CacheId(1)), true);
-        assert_eq!((l.pages(), l.by_cache().get(3)), (4, Some(&0)));
+        assert_eq!((l.all_pages(), l.by_cache().get(3)), (6, Some(&0)));
         assert_eq!(l.at(11).and_then(|v| v.cache), Some(CacheId(1)));
+    }
+
+    #[test]
+    fn objects_in_older_slabs_count_with_their_bytes() {
+        let mut l = LinuxSlabs::default();
+        l.older_object(4096, true);
+        l.older_object(8, true);
+        assert_eq!((l.all_pages(), l.figures().slab_pages_end), (2, 0));
+        l.older_object(8, false);
+        assert_eq!((l.figures().all_slab_pages_end, l.figures().all_slab_pages_peak), (1, 2));
     }
 }

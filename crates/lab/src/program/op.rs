@@ -71,7 +71,7 @@ pub enum OpKind {
 pub struct Mark {
     /// Events before it.
     pub event: u64,
-    /// Pages of Linux's slabs.
+    /// Pages of Linux's slabs for all requests.
     pub linux_slab_pages: u64,
     /// The name of a phase that begins here, as written into the trace.
     pub phase: Option<String>,

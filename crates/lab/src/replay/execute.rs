@@ -99,6 +99,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
 
     /// Tells what the caches are like; called before operations that use them.
     pub(crate) fn know(&self, specs: &[CacheSpec]) {
+        // A cache may have got its size since.
         let mut known = self.specs.write().unwrap_or_else(PoisonError::into_inner);
         known.clear();
         known.extend_from_slice(specs);

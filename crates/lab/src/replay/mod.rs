@@ -9,21 +9,27 @@
 //!                                                               └─ samples: what the machine looks like, over time
 //! ```
 //!
+//! A second machine gets, on a thread of its own and unchecked, only the objects that can be compared with Linux page by page.
+//!
 //! Time is not measured here: filling and checking memory costs more than allocating it. [`time`] replays the same operations once
 //! more, on a fresh machine, and times the allocator's calls alone.
 
 mod drive;
 mod execute;
 mod integrity;
+mod lanes;
+mod parse;
 mod rounds;
 mod sample;
 mod slots;
 mod stamp;
+mod strict;
 
-pub use drive::{Order, Outcome, Peak, replay};
+pub use drive::{Kept, Order, Outcome, Peak, Plan, replay};
 pub use integrity::{Integrity, IntegrityCounts};
-pub use rounds::{SameSlabs, Times, same_slabs, time};
+pub use rounds::{Times, time};
 pub use sample::{Sample, Samples, unusable_index};
+pub use strict::SameRequests;
 
 #[cfg(test)]
 mod tests;

@@ -1,6 +1,6 @@
-//! More rounds over the same operations, each on a fresh machine: one for time, one for slab pages of a stricter population.
+//! Operations without the checks around them: the round that measures time, and what the second machine runs.
 
-use super::drive::GRACE;
+use super::drive::{GRACE, Kept};
 use super::stamp::{Clock, ticks};
 use crate::LabError;
 use crate::program::{CacheId, CacheSpec, Op, OpKind, Ref};
@@ -23,19 +23,6 @@ pub struct Times {
     pub allocs: u64,
     /// Objects freed while measuring.
     pub frees: u64,
-}
-
-/// Slab pages for those objects alone whose slab Linux made, announced by a `slab_new`, within the trace.
-#[derive(Clone, Copy, Debug, Default, Serialize)]
-pub struct SameSlabs {
-    /// Objects that were allocated.
-    pub objects: u64,
-    /// Slab pages at most.
-    pub slab_pages_peak: u64,
-    /// Slab pages at the end.
-    pub slab_pages_end: u64,
-    /// Bytes asked for by the objects that live at the end.
-    pub live_bytes_end: u64,
 }
 
 #[derive(Clone, Copy, Default)]
@@ -70,17 +57,17 @@ struct Sums {
 }
 
 /// Operations on a machine, with nothing around them.
-struct Bare<'a, T: ReplayTarget> {
+pub(crate) struct Bare<'a, T: ReplayTarget> {
     target: &'a T,
     caches: Vec<Option<T::Cache>>,
-    specs: &'a [CacheSpec],
+    specs: Vec<CacheSpec>,
     objects: Vec<Option<NonNull<u8>>>,
     /// First frame, and which pages of the block have come back.
     blocks: Vec<(Option<u64>, u32, Vec<bool>)>,
     sums: Sums,
 }
 
-fn entry<V: Default>(list: &mut Vec<V>, at: u32) -> Option<&mut V> {
+pub(crate) fn entry<V: Default>(list: &mut Vec<V>, at: u32) -> Option<&mut V> {
     let at = at as usize;
     if list.len() <= at {
         list.resize_with(at + 1, V::default);
@@ -89,9 +76,22 @@ fn entry<V: Default>(list: &mut Vec<V>, at: u32) -> Option<&mut V> {
 }
 
 impl<'a, T: ReplayTarget> Bare<'a, T> {
-    fn new(target: &'a T, specs: &'a [CacheSpec]) -> Self {
-        let caches = specs.iter().map(|_| None).collect();
-        Self { target, caches, specs, objects: Vec::new(), blocks: Vec::new(), sums: Sums::default() }
+    pub(crate) fn new(target: &'a T) -> Self {
+        Self {
+            target,
+            caches: Vec::new(),
+            specs: Vec::new(),
+            objects: Vec::new(),
+            blocks: Vec::new(),
+            sums: Sums::default(),
+        }
+    }
+
+    /// Tells what the caches are like; called before operations that use them.
+    pub(crate) fn know(&mut self, specs: &[CacheSpec]) {
+        self.specs.clear();
+        self.specs.extend_from_slice(specs);
+        self.caches.resize(specs.len(), None);
     }
 
     fn cache(&mut self, id: CacheId) -> Result<T::Cache, LabError> {
@@ -117,7 +117,7 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
         self.objects.get_mut(object.slot as usize)?.take()
     }
 
-    fn run(&mut self, op: &Op) -> Result<(), LabError> {
+    pub(crate) fn run(&mut self, op: &Op) -> Result<(), LabError> {
         let target = self.target;
         match &op.kind {
             &OpKind::CacheAlloc { object, cache, gfp, node } => {
@@ -231,7 +231,7 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
         Ok(())
     }
 
-    fn free_all(&mut self) {
+    pub(crate) fn free_all(&mut self) {
         let target = self.target;
         target.on_cpu(0, || {
             for object in self.objects.iter_mut().filter_map(Option::take) {
@@ -254,9 +254,10 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
 ///
 /// # Errors
 /// [`LabError`] if a cache cannot be created.
-pub fn time<T: ReplayTarget>(target: &T, ops: &[Op], specs: &[CacheSpec]) -> Result<Times, LabError> {
+pub fn time<T: ReplayTarget>(target: &T, ops: &Kept, specs: &[CacheSpec]) -> Result<Times, LabError> {
     let clock = Clock::calibrate();
-    let mut bare = Bare::new(target, specs);
+    let mut bare = Bare::new(target);
+    bare.know(specs);
     bare.run_all(ops.iter())?;
     bare.free_all();
     bare.sums = Sums::default();
@@ -271,79 +272,4 @@ pub fn time<T: ReplayTarget>(target: &T, ops: &[Op], specs: &[CacheSpec]) -> Res
         allocs: sums.alloc.units,
         frees: sums.free.units,
     })
-}
-
-/// Which of the objects an operation is about are in the population.
-fn seen(op: &Op) -> bool {
-    match &op.kind {
-        OpKind::Kmalloc { object, .. }
-        | OpKind::CacheAlloc { object, .. }
-        | OpKind::Kfree { object }
-        | OpKind::CacheFree { object, .. }
-        | OpKind::KfreeRcu { object } => object.seen,
-        _ => false,
-    }
-}
-
-/// A bulk operation without the objects that are not in the population.
-fn seen_part(op: &Op) -> Option<Op> {
-    let pick = |objects: &[Ref]| -> Option<Box<[Ref]>> {
-        let some: Box<[Ref]> = objects.iter().copied().filter(|o| o.seen).collect();
-        (!some.is_empty()).then_some(some)
-    };
-    let kind = match &op.kind {
-        OpKind::CacheAllocBulk { objects, cache, gfp } => {
-            OpKind::CacheAllocBulk { objects: pick(objects)?, cache: *cache, gfp: *gfp }
-        }
-        OpKind::CacheFreeBulk { objects, cache } => OpKind::CacheFreeBulk { objects: pick(objects)?, cache: *cache },
-        _ => return seen(op).then(|| op.clone()),
-    };
-    Some(Op { cpu: op.cpu, kind })
-}
-
-/// Replays, on a fresh machine, only the objects that Linux put into slabs that the trace shows being made.
-///
-/// # Errors
-/// [`LabError`] if a cache cannot be created.
-pub fn same_slabs<T: ReplayTarget>(target: &T, ops: &[Op], specs: &[CacheSpec]) -> Result<SameSlabs, LabError> {
-    let mut bare = Bare::new(target, specs);
-    let mut out = SameSlabs::default();
-    let mut sizes: Vec<u64> = Vec::new();
-    let chosen: Vec<Op> = ops.iter().filter_map(seen_part).collect();
-    for some in chosen.chunks(GRACE) {
-        bare.run_all(some.iter())?;
-        for op in some {
-            count(op, specs, &mut sizes, &mut out);
-        }
-        target.quiesce();
-        out.slab_pages_peak = out.slab_pages_peak.max(target.usage().slab_pages);
-    }
-    out.slab_pages_end = target.usage().slab_pages;
-    bare.free_all();
-    Ok(out)
-}
-
-fn count(op: &Op, specs: &[CacheSpec], sizes: &mut Vec<u64>, out: &mut SameSlabs) {
-    let size_of = |cache: &CacheId| specs.get(cache.0 as usize).map_or(0, |s| u64::from(s.size));
-    let mut born = |object: &Ref, bytes: u64, out: &mut SameSlabs| {
-        out.objects += 1;
-        out.live_bytes_end += bytes;
-        if let Some(size) = entry(sizes, object.slot) {
-            *size = bytes;
-        }
-    };
-    match &op.kind {
-        OpKind::CacheAlloc { object, cache, .. } => born(object, size_of(cache), out),
-        OpKind::Kmalloc { object, size, .. } => born(object, *size, out),
-        OpKind::CacheAllocBulk { objects, cache, .. } => objects.iter().for_each(|o| born(o, size_of(cache), out)),
-        OpKind::Kfree { object } | OpKind::CacheFree { object, .. } | OpKind::KfreeRcu { object } => {
-            out.live_bytes_end -= sizes.get_mut(object.slot as usize).map_or(0, std::mem::take);
-        }
-        OpKind::CacheFreeBulk { objects, .. } => {
-            for object in objects {
-                out.live_bytes_end -= sizes.get_mut(object.slot as usize).map_or(0, std::mem::take);
-            }
-        }
-        _ => {}
-    }
 }

@@ -10,7 +10,8 @@ const SAMPLE: Input = Input::Bundled("sample", include_bytes!("../../data/sample
 
 fn run(input: &Input, level: Level, order: Order, fault: Fault) -> Result<Outcome, LabError> {
     let model = Model::new(2, 40 << 20, fault).map_err(LabError::Target)?;
-    replay(input, level, order, CacheBook::default(), &model, |_| {}, |_| {})
+    let second = Model::new(2, 40 << 20, Fault::None).map_err(LabError::Target)?;
+    replay(Plan { input, level, order, book: CacheBook::default() }, &model, Some(&second), |_| {}, |_| {})
 }
 
 fn text(text: &'static str) -> Input {
@@ -55,14 +56,14 @@ fn every_fault_of_an_allocator_is_found() {
 #[test]
 fn rounds_repeat_the_operations() {
     let o = run(&SAMPLE, Level::All, Order::Trace, Fault::None).unwrap();
-    let ops = o.ops.unwrap();
     let fresh = || Model::new(2, 40 << 20, Fault::None).unwrap();
     let target = fresh();
-    let t = time(&target, &ops, &o.specs).unwrap();
+    let t = time(&target, &o.ops, &o.specs).unwrap();
     assert!(t.allocs > 5000 && t.ns_per_alloc > 0.0 && t.ns_per_free > 0.0);
     assert_eq!(crate::target::ReplayTarget::in_use(&target), 0);
     // The probes that tell of new slabs did not exist yet.
-    assert_eq!(same_slabs(&fresh(), &ops, &o.specs).unwrap().objects, 0);
+    assert_eq!(o.same, None);
+    assert_eq!(o.end.slab_pages, o.end.all_slab_pages);
 }
 
 #[test]
@@ -101,6 +102,27 @@ fn a_free_on_another_cpu_waits_for_its_allocation() {
 #[test]
 fn memory_that_is_too_small_fails_requests_and_nothing_else() {
     let model = Model::new(1, 1 << 20, Fault::None).unwrap();
-    let o = replay(&SAMPLE, Level::All, Order::Trace, CacheBook::default(), &model, |_| {}, |_| {}).unwrap();
+    let plan = Plan { input: &SAMPLE, level: Level::All, order: Order::Trace, book: CacheBook::default() };
+    let o = replay(plan, &model, None, |_| {}, |_| {}).unwrap();
     assert!(o.failed > 0 && o.integrity.is_clean(), "{:?}", o.integrity);
+}
+
+#[test]
+fn the_second_machine_sees_only_what_linux_put_into_new_slabs() {
+    let kmalloc = |ptr: u64| {
+        format!(
+            " a-1 [000] ..... 1.0: kmalloc: call_site=f ptr={ptr:x} bytes_req=2000 bytes_alloc=2048 gfp_flags=GFP_KERNEL node=-1 accounted=false\n"
+        )
+    };
+    let mut lines = kmalloc(0xffff_8880_0900_0000);
+    lines.push_str(
+        " a-1 [000] ..... 1.0: slab_new: name=kmalloc-2k pfn=0x10 order=2 objects=8 bytes_req=2048 bytes_alloc=2048\n",
+    );
+    lines.push_str(&kmalloc(0xffff_8880_0001_0000));
+    lines.push_str(&kmalloc(0xffff_8880_0001_0800));
+    let o = run(&text(lines.leak()), Level::All, Order::Trace, Fault::None).unwrap();
+    let same = o.same.unwrap();
+    assert_eq!((same.objects, same.live_bytes_end, o.end.live_objects, o.end.live_bytes), (2, 4000, 3, 6000));
+    assert_eq!((o.linux.slab_pages_end, o.linux.all_slab_pages_end), (4, 5));
+    assert_eq!(o.end.slab_pages, same.slab_pages_end);
 }

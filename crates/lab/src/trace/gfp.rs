@@ -54,8 +54,13 @@ impl TraceGfp {
         Self(self.0 | other.0)
     }
 
-    /// What slab allocators ask the page allocator with, and hardly anybody else does.
-    pub const SLAB_SIGNATURE: Self = Self::NOWARN.union(Self::NORETRY).union(Self::COMP).union(Self::NOMEMALLOC);
+    /// True for the flags that slab allocators ask the page allocator with, and hardly anybody else does.
+    #[must_use]
+    pub const fn is_slabs(self) -> bool {
+        const ALL: u32 = TraceGfp::NOWARN.0 | TraceGfp::NORETRY.0 | TraceGfp::COMP.0 | TraceGfp::NOMEMALLOC.0;
+        const NONE: u32 = TraceGfp::HIGHMEM.0 | TraceGfp::MOVABLE.0 | TraceGfp::HARDWALL.0;
+        self.0 & (ALL | NONE) == ALL
+    }
 
     fn named(name: &[u8]) -> Option<Self> {
         const RECLAIM: u32 = 1 << 10 | 1 << 11;
@@ -159,6 +164,8 @@ mod tests {
         assert_eq!(TraceGfp::parse(b"GFP_KERNEL|0x1000000"), TraceGfp(0xcc0).union(TraceGfp::NO_OBJ_EXT));
         assert!(TraceGfp::parse(b"GFP_TRANSHUGE").contains(TraceGfp::DIRECT_RECLAIM));
         assert!(!TraceGfp::parse(b"GFP_TRANSHUGE_LIGHT").contains(TraceGfp::DIRECT_RECLAIM));
+        assert!(TraceGfp::parse(b"GFP_NOFS|__GFP_NOWARN|__GFP_NORETRY|__GFP_COMP|__GFP_NOMEMALLOC").is_slabs());
+        assert!(!TraceGfp::parse(b"GFP_TRANSHUGE_LIGHT|__GFP_NORETRY|__GFP_THISNODE").is_slabs());
         let mut names = GfpNames::default();
         assert_eq!(names.get(b"GFP_NOFS"), names.get(b"GFP_NOFS"));
         assert_eq!(names.get(b"GFP_ATOMIC").0, 0x820);

@@ -1,0 +1,14 @@
+//! What came of a replay, for people and for programs: tables on the terminal, JSON, a page of plots.
+
+mod chart;
+mod html;
+mod number;
+mod summary;
+mod terminal;
+
+pub use html::html;
+pub use summary::{CacheRow, LinuxSide, Report, Skipped, Timing, TraceFacts};
+pub use terminal::terminal;
+
+#[cfg(test)]
+mod tests;
