@@ -15,10 +15,12 @@
 //! Whether a page allocation became a slab or a large kmalloc is told by a later event. Operations therefore
 //! wait in a delay line of a thousand, from which such an allocation is withdrawn in time.
 
+mod blocks;
 mod caches;
 mod census;
 mod feed;
 mod linux;
+mod objects;
 mod op;
 mod pages;
 mod tables;

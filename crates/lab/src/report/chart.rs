@@ -199,15 +199,25 @@ impl Chart<'_> {
                 label = grouped(event as u64),
             );
         }
+        // Names that would run into each other are left to the pointer.
+        let mut free_from = f64::MIN;
         for (event, name) in phases {
             let x = frame.x(*event);
-            // A name near the right edge stands before its line.
-            let (class, tx) = if x > WIDTH - 120.0 { ("end", x - 4.0) } else { ("start", x + 4.0) };
+            let name = name.strip_prefix("phase ").unwrap_or(name);
+            let width = 6.5 * name.chars().count() as f64 + 8.0;
+            // One near the right edge stands before its line.
+            let (class, tx, from) = if x + width > WIDTH { ("end", x - 4.0, x - width) } else { ("start", x + 4.0, x) };
+            let label = if from >= free_from {
+                free_from = from + width;
+                format!(r#"<text x="{tx:.1}" y="16" class="{class}">{}</text>"#, escape(name))
+            } else {
+                String::new()
+            };
             let _ = write!(
                 svg,
-                r#"<line class="phase" x1="{x:.1}" x2="{x:.1}" y1="8" y2="{y}"/><text x="{tx:.1}" y="16" class="{class} phase">{name}</text>"#,
+                r#"<line class="phase" x1="{x:.1}" x2="{x:.1}" y1="8" y2="{y}"><title>{title}</title></line>{label}"#,
                 y = HEIGHT - BOTTOM,
-                name = escape(name),
+                title = escape(name),
             );
         }
     }
