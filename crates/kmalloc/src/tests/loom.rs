@@ -76,6 +76,7 @@ fn of_two_frees_of_one_block_exactly_one_wins() {
         let here = free(&env, block);
         assert!(here ^ other.join().unwrap());
         assert_eq!(env.pages.in_use(), 0);
+        assert!(env.owners().is_empty(), "the loser leaves no mark");
     });
 }
 
@@ -87,11 +88,11 @@ struct Machine {
 }
 
 impl Machine {
-    fn new(pages: usize) -> Arc<Self> {
+    fn new(pages: usize, sheaf: u32) -> Arc<Self> {
         let env = Box::new(TestEnv::new(pages, 1));
         // SAFETY: the box is dropped last, in `drop`, and does not move its contents.
         let env_ref: &'static TestEnv = unsafe { &*(&raw const *env) };
-        let config = SlabConfig { max_sheaf_capacity: 2, barn_full: 1, barn_empty: 1, ..SlabConfig::DEFAULT };
+        let config = SlabConfig { max_sheaf_capacity: sheaf, barn_full: 1, barn_empty: 1, ..SlabConfig::DEFAULT };
         let slabs = Box::new(Slabs::with_config(env_ref, config));
         slabs.init().unwrap();
         // SAFETY: dropped after the kmalloc that borrows it.
@@ -116,10 +117,10 @@ impl Drop for Machine {
     }
 }
 
-#[test]
-fn krealloc_and_a_free_of_the_neighbour_do_not_disturb_each_other() {
-    model(2, || {
-        let machine = Machine::new(64);
+/// One CPU grows a block while another frees its neighbour, which lies in the same slab, and allocates again.
+fn krealloc_beside_a_free(sheaf: u32) {
+    model(3, move || {
+        let machine = Machine::new(64, sheaf);
         become_model_cpu(0);
         let block = machine.kmalloc.kmalloc(1024, KERNEL).unwrap();
         let neighbour = machine.kmalloc.kmalloc(1024, KERNEL).unwrap().addr().get();
@@ -132,7 +133,6 @@ fn krealloc_and_a_free_of_the_neighbour_do_not_disturb_each_other() {
                 let neighbour = core::ptr::with_exposed_provenance_mut::<u8>(neighbour);
                 // SAFETY: allocated above and given to this thread.
                 unsafe { machine.kmalloc.kfree(neighbour) }.unwrap();
-                // It may have come to this CPU's sheaf: what is allocated next must be nobody else's.
                 let again = machine.kmalloc.kmalloc(1024, KERNEL).unwrap();
                 // SAFETY: ours, of 1024 bytes.
                 unsafe { again.write_bytes(0xa5, 1024) };
@@ -151,9 +151,20 @@ fn krealloc_and_a_free_of_the_neighbour_do_not_disturb_each_other() {
 }
 
 #[test]
+fn krealloc_and_a_free_of_the_neighbour_do_not_disturb_each_other() {
+    krealloc_beside_a_free(2);
+}
+
+/// Without sheaves a freed object is at once anybody's.
+#[test]
+fn krealloc_lets_go_of_the_old_block_last() {
+    krealloc_beside_a_free(0);
+}
+
+#[test]
 fn each_large_block_freed_through_rcu_is_given_back_once() {
-    model(2, || {
-        let machine = Machine::new(64);
+    model(3, || {
+        let machine = Machine::new(64, 2);
         become_model_cpu(0);
         let before = machine.env.pages.in_use();
         let blocks = [(); 2].map(|()| machine.kmalloc.kmalloc(LARGE, KERNEL).unwrap().addr().get());

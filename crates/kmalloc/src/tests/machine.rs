@@ -1,5 +1,8 @@
-//! A machine for tests: memory from the host, a first-fit page source that can be told to fail, a clock of grace periods
+//! A machine for tests and models: memory from the host, a first-fit page source that can be told to fail, a clock of grace periods
 //! that the test moves on, and CPUs that are chosen by the test's threads.
+
+// Models use a part of it.
+#![cfg_attr(loom, allow(dead_code))]
 
 use core::ptr::NonNull;
 use std::alloc::{Layout, alloc_zeroed, dealloc};
