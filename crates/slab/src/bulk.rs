@@ -8,7 +8,7 @@ use kmem_sync::atomic::Ordering;
 
 use crate::backend::Locking;
 use crate::cache::CARE_INJECT;
-use crate::fast::WHOLE;
+use crate::fast::{WHOLE, on_main};
 use crate::sheaf::{CpuSheaves, Sheaf};
 use crate::slab::owner_cache;
 use crate::{BulkFreeError, KmemCache, ObjectError, SlabEnv, Slabs};
@@ -54,8 +54,8 @@ impl<E: SlabEnv> Slabs<E> {
         let care = cache.care.load(Ordering::Relaxed);
         let mut got = 0;
         if care & CARE_INJECT == 0 {
-            // SAFETY: the slot holds its main sheaf.
-            let popped = cache.slots.try_with(self.env.cpu(), |slot, _| unsafe { pop_many(slot.main, out) });
+            // SAFETY: `hot` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours.
+            let popped = unsafe { on_main(self.env.cpu(), &cache.hot, |main, _| Some(pop_many(main, out))) };
             got = popped.unwrap_or(0);
             if got == out.len() && (care | gfp.bits()) & Gfp::ZERO.bits() == 0 && care == 0 {
                 return Ok(());
@@ -191,19 +191,18 @@ impl<E: SlabEnv> Slabs<E> {
     #[inline(always)]
     fn push_many(&self, cache: &KmemCache, objects: &mut [*mut u8]) -> usize {
         let frames = self.env.frames();
-        let pushed = cache.slots.try_with(self.env.cpu(), |slot, _| {
-            // SAFETY: the slot holds its main sheaf; the objects are checked below and copied into its room.
-            unsafe {
-                let len = (*slot.main).len as usize;
-                let room = (*slot.main).cap as usize - len;
-                let count = objects.len().min(room);
-                let Some(wanted) = objects.get(..count) else { return 0 };
-                let count = leading(frames, slot.owner, wanted);
-                ptr::copy_nonoverlapping(objects.as_ptr(), Sheaf::objects(slot.main).add(len), count);
-                (*slot.main).len = (len + count) as u32;
-                count
-            }
-        });
+        // SAFETY: `hot` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours; the objects are checked
+        // and copied into its room.
+        let pushed = unsafe {
+            on_main(self.env.cpu(), &cache.hot, |main, owner| {
+                let len = (*main).len as usize;
+                let room = (*main).cap as usize - len;
+                let count = leading(frames, *owner, objects.get(..objects.len().min(room))?);
+                ptr::copy_nonoverlapping(objects.as_ptr(), Sheaf::objects(main).add(len), count);
+                (*main).len = (len + count) as u32;
+                Some(count)
+            })
+        };
         pushed.unwrap_or(0)
     }
 

@@ -1,21 +1,21 @@
 //! [`KmemCache`]: the descriptor of a cache. One block of memory holds it and everything of fixed size that belongs to it.
 //!
 //! ```text
-//! │ KmemCache │ Node × nodes │ CpuSlot<CpuSheaves> × CPUs │ shuffled slot numbers │
+//! │ KmemCache │ Node × nodes │ Slot × CPUs │ shuffled slot numbers │
 //! ```
 
 use core::fmt;
 use core::ptr::{self, NonNull};
 
 use kmem_gfp::{Gfp, Order};
+use kmem_sync::UnsafeCell;
 use kmem_sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use kmem_sync::{PerCpu, UnsafeCell};
 
 use crate::layout::ObjectLayout;
 use crate::node::Node;
 use crate::order::SlabOrders;
 use crate::rcu::Pending;
-use crate::sheaf::CpuSheaves;
+use crate::slots::{Slot, Slots};
 use crate::{Ctor, NAME_MAX, SlabFlags};
 
 /// A cache's name, by value.
@@ -66,11 +66,16 @@ pub(crate) const CARE_WIPE: u32 = 1 << 30;
 ///
 /// # Invariants
 /// 1. The descriptor is aligned to 512 bytes, so that owner words can carry nine bits beside its address.
-/// 2. `nodes` points to `nr_nodes` nodes, and `random` to `random_len` slot numbers, that live as long as it.
+/// 2. `hot` and `hot_known` point to as many slots as there are CPUs, which live as long as the descriptor; slot `i` is CPU `i`'s.
+/// 3. `nodes` points to `nr_nodes` nodes, and `random` to `random_len` slot numbers, that live as long as it.
 #[doc(alias = "kmem_cache")]
 #[repr(C, align(512))]
 pub struct KmemCache {
-    pub(crate) slots: PerCpu<CpuSheaves>,
+    /// Where the hot path finds its sheaves: `slots`, or the family's idle slots while anything needs care.
+    pub(crate) hot: AtomicPtr<Slot>,
+    /// The same for frees of objects that need no look at their frame: idle where slabs lie on several nodes.
+    pub(crate) hot_known: AtomicPtr<Slot>,
+    pub(crate) slots: Slots,
     /// What an allocation must see to beyond popping an object: bits of [`Gfp`], and `CARE_*`.
     pub(crate) care: AtomicU32,
     pub(crate) sheaf_capacity: u32,
@@ -128,6 +133,8 @@ pub(crate) struct Spec {
     pub(crate) random: *const u16,
     pub(crate) random_len: u32,
     pub(crate) block_bytes: usize,
+    /// Slots without sheaves, one for each CPU.
+    pub(crate) idle: NonNull<Slot>,
 }
 
 /// The default of `min_partial`: half the bit length of the stride, 5 to 10.
@@ -137,7 +144,7 @@ pub(crate) fn default_min_partial(stride: usize) -> u32 {
 
 impl KmemCache {
     /// A descriptor by value, to be written to its place.
-    pub(crate) fn new(spec: Spec, slots: PerCpu<CpuSheaves>) -> Self {
+    pub(crate) fn new(spec: Spec, slots: Slots) -> Self {
         let stride = spec.layout.stride;
         let mut page_flags = Gfp::empty();
         if spec.orders.preferred > Order::ZERO {
@@ -160,7 +167,11 @@ impl KmemCache {
         if spec.flags.contains(SlabFlags::INIT_ON_FREE) && spec.layout.free_pointer_inside() && !keeps {
             care |= CARE_WIPE;
         }
+        let plain = care == 0 && !slots.is_empty();
+        let hot = if plain { slots.first() } else { spec.idle };
         Self {
+            hot: AtomicPtr::new(hot.as_ptr()),
+            hot_known: AtomicPtr::new(if spec.nr_nodes == 1 { hot } else { spec.idle }.as_ptr()),
             slots,
             care: AtomicU32::new(care),
             sheaf_capacity: spec.sheaf_capacity,
@@ -261,7 +272,7 @@ impl KmemCache {
         if node >= self.nr_nodes as usize {
             return None;
         }
-        // SAFETY: below `nr_nodes` (invariant 2).
+        // SAFETY: below `nr_nodes` (invariant 3).
         Some(unsafe { self.nodes.add(node).as_ref() })
     }
 
@@ -321,7 +332,7 @@ impl KmemCache {
             return None;
         }
         let at = at % self.random_len as usize;
-        // SAFETY: below `random_len` (invariant 2).
+        // SAFETY: below `random_len` (invariant 3).
         Some(unsafe { self.random.add(at).read() } as usize)
     }
 

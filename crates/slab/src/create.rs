@@ -3,8 +3,8 @@
 use core::ptr::{self, NonNull};
 
 use kmem_gfp::{AllocContext, Gfp, Order};
+use kmem_sync::Cpu;
 use kmem_sync::atomic::Ordering;
-use kmem_sync::{Cpu, PerCpu};
 
 use crate::backend::Locking;
 use crate::cache::{CARE_INJECT, CacheName, Spec};
@@ -12,7 +12,7 @@ use crate::family::CacheList;
 use crate::layout::{ObjectLayout, alignment, sheaf_capacity};
 use crate::node::Node;
 use crate::order::{SlabOrders, objects};
-use crate::sheaf::CpuSheaves;
+use crate::slots::{Slot, Slots};
 use crate::{CacheArgs, CreateError, DebugOptions, KmemCache, NAME_MAX, SlabEnv, SlabFlags, Slabs};
 
 /// Where the parts of a descriptor's block start.
@@ -56,7 +56,7 @@ impl<E: SlabEnv> Slabs<E> {
             // SAFETY: just placed; nobody else knows it.
             let descriptor = unsafe { cache.as_ref() };
             if core.injector.is_armed() {
-                descriptor.care.fetch_or(CARE_INJECT, Ordering::Relaxed);
+                set_care(descriptor, core.idle, CARE_INJECT, true);
             }
             descriptor.older.store(list.newest, Ordering::Relaxed);
             list.newest = cache.as_ptr();
@@ -167,6 +167,7 @@ impl<E: SlabEnv> Slabs<E> {
         let count = objects(orders.preferred, plan.layout.stride);
         let random_len = if self.config.randomize && count >= 2 { count } else { 0 };
         let block = block(nr_nodes, nr_slots, random_len).ok_or(CreateError::BadSize(plan.size))?;
+        let idle = self.core().ok_or(kmem_gfp::AllocError::NotReady)?.idle;
         let memory = self.meta_alloc(block.bytes, Gfp::KERNEL, Locking::Wait)?;
         // SAFETY: (all of this block) `memory` has `block.bytes` bytes, ours, and the parts lie inside, aligned.
         unsafe {
@@ -175,8 +176,8 @@ impl<E: SlabEnv> Slabs<E> {
                 nodes.add(index).write(Node::new());
             }
             let slots = match nr_slots {
-                0 => PerCpu::empty(),
-                _ => PerCpu::init(memory.add(block.slots_at), nr_slots, |_| CpuSheaves::new()),
+                0 => Slots::empty(),
+                _ => Slots::init(memory.add(block.slots_at), nr_slots),
             };
             let random = memory.add(block.random_at).cast::<u16>();
             let mut state = self.env.entropy() ^ (memory.addr().get() as u64) << 16 | 1;
@@ -197,6 +198,7 @@ impl<E: SlabEnv> Slabs<E> {
                 random: random.as_ptr(),
                 random_len: random_len as u32,
                 block_bytes: block.bytes,
+                idle,
             };
             cache.write(KmemCache::new(spec, slots));
             Ok(cache)
@@ -241,7 +243,7 @@ fn block(nr_nodes: u32, nr_slots: u32, random_len: usize) -> Option<Block> {
     let nodes_at = size_of::<KmemCache>().next_multiple_of(align_of::<Node>());
     let nodes_end = nodes_at.checked_add(size_of::<Node>().checked_mul(nr_nodes as usize)?)?;
     let slots_at = nodes_end.next_multiple_of(64);
-    let slots = PerCpu::<CpuSheaves>::layout(nr_slots)?.size();
+    let slots = Slots::bytes(nr_slots)?;
     let random_at = slots_at.checked_add(slots)?;
     let bytes = random_at.checked_add(random_len.checked_mul(2)?)?;
     Some(Block { nodes_at, slots_at, random_at, bytes })
@@ -269,17 +271,25 @@ unsafe fn shuffle(table: NonNull<u16>, len: usize, state: &mut u64) {
     }
 }
 
+/// Sets or clears `bit` in what the cache sees to, and points its hot path at the slots that fit.
+fn set_care(cache: &KmemCache, idle: NonNull<Slot>, bit: u32, on: bool) {
+    let before = match on {
+        true => cache.care.fetch_or(bit, Ordering::Relaxed) | bit,
+        false => cache.care.fetch_and(!bit, Ordering::Relaxed) & !bit,
+    };
+    let hot = if before == 0 && !cache.slots.is_empty() { cache.slots.first() } else { idle };
+    cache.hot.store(hot.as_ptr(), Ordering::Relaxed);
+    let known = if cache.nodes().count() == 1 { hot } else { idle };
+    cache.hot_known.store(known.as_ptr(), Ordering::Relaxed);
+}
+
 impl<E: SlabEnv> Slabs<E> {
     /// Sets or clears `bit` in what every cache sees to.
     pub(crate) fn set_care(&self, bit: u32, on: bool) {
         let Some(core) = self.core() else { return };
         core.caches.with(self.env.cpu(), |list| {
             for cache in names(list) {
-                if on {
-                    cache.care.fetch_or(bit, Ordering::Relaxed);
-                } else {
-                    cache.care.fetch_and(!bit, Ordering::Relaxed);
-                }
+                set_care(cache, core.idle, bit, on);
             }
         });
     }

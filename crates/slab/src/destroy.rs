@@ -22,16 +22,11 @@ impl<E: SlabEnv> Slabs<E> {
     /// Puts what one CPU's sheaves hold back into the slabs. The CPU's owner is shut out meanwhile.
     pub(crate) fn flush_cpu(&self, cache: &KmemCache, cpu: CpuId) {
         let Some(slot) = cache.slots.slot(cpu) else { return };
-        let (main, spare, rcu) = slot.with_revoked(self.env.cpu(), |slot| {
-            slot.batch = 0;
-            let main = core::mem::replace(&mut slot.main, sheaf::none());
-            let spare = core::mem::replace(&mut slot.spare, ptr::null_mut());
-            (main, spare, core::mem::replace(&mut slot.rcu, ptr::null_mut()))
-        });
-        if !rcu.is_null() {
-            self.pend_sheaf(cache, rcu);
+        let taken = slot.take_all(self.env.cpu());
+        if !taken.rcu.is_null() {
+            self.pend_sheaf(cache, taken.rcu);
         }
-        for sheaf in [main, spare] {
+        for sheaf in taken.sheaves {
             self.empty_sheaf(cache, sheaf);
         }
     }

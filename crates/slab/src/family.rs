@@ -12,7 +12,7 @@ use core::ptr::{self, NonNull};
 
 use kmem_gfp::{AllocContext, AllocError, Gfp, Order, PageAllocator, Pfn};
 use kmem_sync::atomic::{AtomicI64, AtomicPtr, Ordering};
-use kmem_sync::{Cpu, PerCpu, SpinLock, const_fn};
+use kmem_sync::{Cpu, SpinLock, const_fn};
 
 use crate::backend::Locking;
 use crate::cache::{CacheName, Spec};
@@ -21,6 +21,7 @@ use crate::inject::Injector;
 use crate::layout::ObjectLayout;
 use crate::node::Node;
 use crate::order::SlabOrders;
+use crate::slots::{Slot, Slots};
 use crate::{KmemCache, SlabConfig, SlabEnv, SlabFlags};
 
 /// log2 of the smallest internal object.
@@ -47,6 +48,8 @@ pub(crate) struct Core {
     pub(crate) metadata: AtomicI64,
     pub(crate) injector: Injector,
     pub(crate) meta: [KmemCache; META_CLASSES],
+    /// Slots without sheaves, one for each CPU: where caches point whose requests need care.
+    pub(crate) idle: NonNull<Slot>,
     block: (Pfn, Order),
 }
 
@@ -117,7 +120,9 @@ impl<E: SlabEnv> Slabs<E> {
         let nr_nodes = self.env.pages().nr_nodes().max(1);
         let nodes_at = size_of::<Core>().next_multiple_of(align_of::<Node>());
         let nodes_len = META_CLASSES.saturating_mul(nr_nodes as usize);
-        let bytes = nodes_at.saturating_add(nodes_len.saturating_mul(size_of::<Node>()));
+        let idle_at = nodes_at.saturating_add(nodes_len.saturating_mul(size_of::<Node>()));
+        let nr_cpus = self.nr_cpus();
+        let bytes = idle_at.saturating_add((nr_cpus as usize).saturating_mul(size_of::<Slot>()));
         let order = Order::for_size(bytes).ok_or(AllocError::TooLarge { size_bytes: bytes })?;
         let pfn = self.env.pages().alloc_pages(Gfp::KERNEL, order, None)?;
         let Some(base) = crate::pages::mapped(self, pfn) else {
@@ -130,10 +135,16 @@ impl<E: SlabEnv> Slabs<E> {
             // SAFETY: below the length computed above.
             unsafe { nodes.add(index).write(Node::new()) };
         }
+        // SAFETY: the slots lie behind the nodes, whose size is a multiple of their alignment.
+        let idle = unsafe { base.add(idle_at) }.cast::<Slot>();
+        for index in 0..nr_cpus as usize {
+            // SAFETY: below the number counted in.
+            unsafe { idle.add(index).write(Slot::new()) };
+        }
         let meta = core::array::from_fn(|class| {
             // SAFETY: each class has its own `nr_nodes` nodes.
             let nodes = unsafe { nodes.add(class * nr_nodes as usize) };
-            self.meta_cache(class, nodes, nr_nodes)
+            self.meta_cache(class, nodes, nr_nodes, idle)
         });
         let core = base.cast::<Core>();
         let value = Core {
@@ -143,6 +154,7 @@ impl<E: SlabEnv> Slabs<E> {
             metadata: AtomicI64::new(order.nr_pages() as i64),
             injector: Injector::new(self.env.entropy()),
             meta,
+            idle,
             block: (pfn, order),
         };
         // SAFETY: page-aligned memory of ours that is large enough.
@@ -155,7 +167,7 @@ impl<E: SlabEnv> Slabs<E> {
         Ok(())
     }
 
-    fn meta_cache(&self, class: usize, nodes: NonNull<Node>, nr_nodes: u32) -> KmemCache {
+    fn meta_cache(&self, class: usize, nodes: NonNull<Node>, nr_nodes: u32, idle: NonNull<Slot>) -> KmemCache {
         let size = 1_usize << (META_SHIFT as usize + class);
         let flags = SlabFlags::INTERNAL | SlabFlags::NO_SHEAVES | SlabFlags::NO_MERGE;
         let layout = ObjectLayout::new(size, size, flags, false, None);
@@ -175,8 +187,9 @@ impl<E: SlabEnv> Slabs<E> {
             random: ptr::null(),
             random_len: 0,
             block_bytes: 0,
+            idle,
         };
-        KmemCache::new(spec, PerCpu::empty())
+        KmemCache::new(spec, Slots::empty())
     }
 
     /// The core, once there is one.
@@ -289,6 +302,12 @@ impl<E: SlabEnv> Slabs<E> {
     /// Empties what the CPU's sheaves hold of every cache: for a CPU that went away. Interrupts must be on.
     pub fn cpu_dead(&self, cpu: kmem_sync::CpuId) {
         self.for_each_cache(|cache| self.flush_cpu(cache, cpu));
+    }
+
+    /// Waits until every CPU has left the local sections of every cache that it is in now. For a process that forks: with
+    /// [`Cpu::sections_closed`] in force, nobody is inside one afterwards. Interrupts must be on.
+    pub fn wait_sections(&self) {
+        self.for_each_cache(|cache| cache.slots.iter().for_each(|slot| slot.wait(self.env.cpu())));
     }
 
     pub(crate) fn nr_cpus(&self) -> u32 {

@@ -1,9 +1,12 @@
 //! The hot path, on one screen: pop from and push to the running CPU's main sheaf.
 //!
 //! ```text
-//! alloc   care bits clear? ─▶ pin, local trylock ─▶ main not empty? ─▶ pop                 else `slow`
+//! alloc   not to be zeroed? ─▶ pin, local trylock ─▶ main not empty? ─▶ pop                else `slow`
 //! free    frame ─▶ owner word ─▶ pin, local trylock ─▶ word == slot's? top != object? room? ─▶ push
 //! ```
+//!
+//! A cache whose requests need care (injected failures, zeroing, debug options, no sheaves) says so by pointing `hot` at
+//! the family's idle slots, which hold no objects and match no owner word: both paths fall through without a test.
 //!
 //! One comparison of the owner word says three things: the memory is a slab's, of this cache, on this CPU's node.
 //! No atomic read-modify-write, no line that another CPU writes.
@@ -12,24 +15,38 @@ use core::panic::Location;
 use core::ptr::NonNull;
 
 use kmem_gfp::{AllocError, FrameTable, Gfp, NodeId, OwnerTag};
-use kmem_sync::Cpu;
-use kmem_sync::atomic::Ordering;
+use kmem_sync::atomic::{AtomicPtr, Ordering};
+use kmem_sync::{Cpu, Pinned};
 
-use crate::cache::{CARE_INJECT, CARE_WIPE};
 use crate::sheaf::Sheaf;
 use crate::slab::owner_cache;
+use crate::slots::Slot;
 use crate::{KmemCache, ObjectError, SlabEnv, Slabs};
-
-/// A request for which a popped object is not the whole answer.
-const CARE: u32 = Gfp::ZERO.bits() | CARE_INJECT | CARE_WIPE;
 
 /// "The whole object": the requested size of calls that do not say one.
 pub(crate) const WHOLE: usize = usize::MAX;
 
+/// Runs `f` on the running CPU's main sheaf among the slots at `hot`; `None` if it cannot be had.
+///
+/// # Safety
+/// `hot` points to a slot for every CPU, slot `i` being CPU `i`'s. `f` touches nothing but the sheaf.
+#[inline(always)]
+pub(crate) unsafe fn on_main<C: Cpu, R>(
+    cpu: &C,
+    hot: &AtomicPtr<Slot>,
+    f: impl FnOnce(*mut Sheaf, &u64) -> Option<R>,
+) -> Option<R> {
+    let pin = Pinned::new(cpu)?;
+    // Relaxed: a request may as well have come before the pointer was changed.
+    let hot = hot.load(Ordering::Relaxed);
+    // SAFETY: there is a slot for every CPU, this is the running one's, and it stays so until `pin` is dropped.
+    unsafe { (*hot.add(pin.id().index())).fast::<C, R>(f) }
+}
+
 #[inline(always)]
 pub(crate) fn pop<C: Cpu>(cpu: &C, cache: &KmemCache) -> Option<NonNull<u8>> {
-    // SAFETY: the slot holds its main sheaf (invariant of `CpuSheaves`).
-    cache.slots.try_with(cpu, |slot, _| unsafe { Sheaf::pop(slot.main) }).flatten()
+    // SAFETY: `hot` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours.
+    unsafe { on_main(cpu, &cache.hot, |main, _| Sheaf::pop(main)) }
 }
 
 /// # Safety
@@ -37,11 +54,26 @@ pub(crate) fn pop<C: Cpu>(cpu: &C, cache: &KmemCache) -> Option<NonNull<u8>> {
 /// its objects.
 #[inline(always)]
 pub(crate) unsafe fn push<C: Cpu>(cpu: &C, cache: &KmemCache, owner: u64, object: NonNull<u8>) -> bool {
-    let pushed = cache.slots.try_with(cpu, |slot, _| {
-        // SAFETY: the slot holds its main sheaf; the word says that the object is this cache's.
-        slot.owner == owner && unsafe { !Sheaf::tops(slot.main, object) && Sheaf::push(slot.main, object) }
-    });
-    pushed == Some(true)
+    // SAFETY: `hot` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours; the word says that the
+    // object is this cache's.
+    let pushed = unsafe {
+        on_main(cpu, &cache.hot, |main, local| {
+            let done = *local == owner && !Sheaf::tops(main, object) && Sheaf::push(main, object);
+            done.then_some(())
+        })
+    };
+    pushed.is_some()
+}
+
+/// [`push`] without asking the frame table.
+///
+/// # Safety
+/// The caller gives up `object`, which is an object in use of this cache.
+#[inline(always)]
+pub(crate) unsafe fn push_known<C: Cpu>(cpu: &C, cache: &KmemCache, object: NonNull<u8>) -> bool {
+    // SAFETY: `hot_known` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours; the caller vouches
+    // for the object.
+    unsafe { on_main(cpu, &cache.hot_known, |main, _| Sheaf::push(main, object).then_some(())).is_some() }
 }
 
 impl<E: SlabEnv> Slabs<E> {
@@ -75,8 +107,7 @@ impl<E: SlabEnv> Slabs<E> {
     #[inline(always)]
     #[track_caller]
     pub fn alloc_sized(&self, cache: &KmemCache, gfp: Gfp, requested: usize) -> Result<NonNull<u8>, AllocError> {
-        // Relaxed: a request may as well have come before the bit was set.
-        if (gfp.bits() | cache.care.load(Ordering::Relaxed)) & CARE == 0
+        if !gfp.contains(Gfp::ZERO)
             && let Some(object) = pop(self.env.cpu(), cache)
         {
             return Ok(object);

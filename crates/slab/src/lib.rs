@@ -38,6 +38,7 @@ mod prefilled;
 mod rcu;
 mod sheaf;
 mod slab;
+mod slots;
 mod slow;
 mod typed;
 

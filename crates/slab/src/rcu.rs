@@ -348,8 +348,8 @@ impl<E: SlabEnv> Slabs<E> {
     /// [`rcu_barrier`](Self::rcu_barrier) for one cache.
     #[doc(alias = "kvfree_rcu_barrier_on_cache")]
     pub fn rcu_barrier_cache(&self, cache: &KmemCache) {
-        for (_, slot) in cache.slots.iter() {
-            let sheaf = slot.with_revoked(self.env.cpu(), |slot| core::mem::replace(&mut slot.rcu, ptr::null_mut()));
+        for slot in cache.slots.iter() {
+            let sheaf = slot.take_rcu(self.env.cpu());
             if !sheaf.is_null() {
                 self.pend_sheaf(cache, sheaf);
             }

@@ -71,12 +71,13 @@ impl Sheaf {
     pub(crate) unsafe fn pop(this: *mut Sheaf) -> Option<NonNull<u8>> {
         // SAFETY: the caller holds the sheaf; the index is below `len` (invariant 1).
         unsafe {
-            let len = (*this).len;
-            if len == 0 {
+            // One subtraction that says "was empty" by its borrow.
+            let (left, empty) = (*this).len.overflowing_sub(1);
+            if empty {
                 return None;
             }
-            (*this).len = len - 1;
-            Some(NonNull::new_unchecked(*Self::objects(this).add(len as usize - 1)))
+            (*this).len = left;
+            Some(NonNull::new_unchecked(*Self::objects(this).add(left as usize)))
         }
     }
 

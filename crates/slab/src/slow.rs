@@ -70,8 +70,10 @@ impl<E: SlabEnv> Slabs<E> {
             Some(object) => object,
             None => self.alloc_behind_sheaf(cache, gfp, Locking::Wait)?,
         };
-        // SAFETY: just allocated.
-        unsafe { self.hand_out(cache, gfp, care, object, requested) };
+        if care != 0 || gfp.contains(Gfp::ZERO) {
+            // SAFETY: just allocated.
+            unsafe { self.hand_out(cache, gfp, care, object, requested) };
+        }
         Ok(object)
     }
 

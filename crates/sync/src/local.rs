@@ -57,6 +57,38 @@ impl LocalLock {
         true
     }
 
+    /// Enters as the owner without looking for a revoker: for sections that reach their data through one pointer which
+    /// every revoker takes away *before* it calls [`revoke`](Self::revoke). Behind that call's barrier such a section
+    /// either finds the pointer gone, or is waited for. `false` if this CPU is inside already. Never spins. Any context.
+    ///
+    /// # Safety
+    /// As for [`try_enter`](Self::try_enter). The section loads that pointer itself, behind this call, and touches nothing
+    /// else that a revoker does.
+    #[inline(always)]
+    pub unsafe fn try_enter_unrevoked<C: Cpu>(&self) -> bool {
+        if C::REENTRANT && self.held.load(Ordering::Relaxed) {
+            return false;
+        }
+        self.held.store(true, Ordering::Relaxed);
+        light_barrier();
+        if C::sections_closed() {
+            self.held.store(false, Ordering::Release);
+            return false;
+        }
+        true
+    }
+
+    /// As the revoker: lets every section that the owner has entered by now end, once more.
+    ///
+    /// # Safety
+    /// The caller holds the lock through [`revoke`](Self::revoke).
+    pub unsafe fn wait_again<C: Cpu>(&self, cpu: &C) {
+        heavy_barrier(cpu);
+        while self.held.load(Ordering::Acquire) {
+            cpu.relax();
+        }
+    }
+
     /// Leaves the section entered by [`try_enter`](Self::try_enter).
     ///
     /// # Safety
