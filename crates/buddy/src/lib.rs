@@ -1,1 +1,61 @@
-//! Physical page allocator: zones, pageblock bitmaps, per-CPU page sets, watermarks
+//! The page layer: nodes, zones and pageblocks; who gets which frames, and how they come back.
+//!
+//! ```text
+//! Buddy ──▶ per-CPU page sets ──▶ zones ──▶ pageblocks: a cache line of 512 bits each
+//!             pop, push            watermarks, boost, reserves       claimed by compare-and-swap
+//! ```
+//!
+//! In reading order: [`MemoryMap`] says what there is; [`BuddyEnv`] is what the allocator takes from its surroundings;
+//! [`Buddy`] is the allocator, and implements the traits of `kmem-gfp` ([`PageAllocator`](kmem_gfp::PageAllocator),
+//! [`BulkPages`](kmem_gfp::BulkPages), [`ExactPages`](kmem_gfp::ExactPages)). Inside: `bits` and `line` (a pageblock),
+//! `record` and `arena` (many), `hints` (where to look), `zone`, `pcp` and `tuning` (per-CPU sets), `take` (the rules of
+//! migratetypes), `alloc`, `slowpath` and `free` (a request's way), `views` (the kernel's text formats).
+//!
+//! The allocator works on frame numbers and never touches the memory that it hands out.
+#![doc = include_str!("../README.md")]
+#![no_std]
+
+mod alloc;
+mod arena;
+mod bits;
+mod buddy;
+mod bulk;
+mod drain;
+mod env;
+mod exact;
+mod free;
+mod highatomic;
+mod hints;
+mod line;
+mod map;
+mod metadata;
+mod nolock;
+mod options;
+mod pcp;
+mod record;
+mod report;
+mod seams;
+mod slowpath;
+mod state;
+mod stats;
+mod table;
+mod take;
+mod tuning;
+pub mod views;
+pub mod watermark;
+mod zone;
+mod zonelist;
+
+#[cfg(test)]
+extern crate std;
+#[cfg(test)]
+mod tests;
+
+pub use buddy::Buddy;
+pub use env::{BuddyEnv, Unmapped};
+pub use highatomic::highatomic_limit;
+pub use map::{MapError, MemoryMap, Region, ZoneLimits};
+pub use options::BuddyOptions;
+pub use stats::{Event, ZoneStats};
+pub use watermark::TuneError;
+pub use zone::Zone;

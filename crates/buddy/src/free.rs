@@ -1,0 +1,289 @@
+//! Freeing beyond the inline path: checks, the per-CPU set at its limit, and the way back into the bitmaps.
+//!
+//! ```text
+//! free_general ─▶ check ─▶ set ─▶ push ─▶ at its limit? ─▶ drain the coldest ─▶ give_back ─▶ lines
+//!                     └─ other orders, isolated, no set ─────────────────────────▶ put_checked
+//! ```
+
+use kmem_gfp::{AllocContext, FreeError, Order, Pfn, PfnRange};
+use kmem_sync::atomic::Ordering;
+
+use crate::arena::Block;
+use crate::bits::cover;
+use crate::buddy::Buddy;
+use crate::env::BuddyEnv;
+use crate::line::{FRAMES, FRAMES_SHIFT};
+use crate::pcp::{STACKS, ZoneSet, bump, order_of, stack_index};
+use crate::record::Record;
+use crate::state::State;
+use crate::stats::Event;
+use crate::zone::{Zone, flag};
+
+/// A frame's place in its pageblock.
+const fn offset_of(pfn: Pfn) -> u32 {
+    (pfn.0 % FRAMES as u64) as u32
+}
+
+impl<E: BuddyEnv> Buddy<E> {
+    /// Every free that the inline path does not take.
+    #[inline(never)]
+    pub(crate) fn free_general(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+        let state = self.state().ok_or(FreeError::Foreign(pfn))?;
+        let (block, zone) = self.locate(state, pfn, order)?;
+        if self.options().check_free {
+            self.disown(&block, pfn, order)?;
+        }
+        if self.options().init_on_free
+            && let Some(range) = PfnRange::block(pfn, order)
+        {
+            // SAFETY: the caller has given the block up.
+            unsafe { self.env().zero_frames(range) };
+        }
+        let migratetype = block.record().migratetype();
+        if let Some(stack) = stack_index(order, migratetype).filter(|_| !zone.has_flag(flag::SETS_OFF)) {
+            let done = self.section(|sets| {
+                let set = sets.zone_set(zone)?;
+                let done = self.free_cached(state, zone, set, stack, pfn);
+                sets.remember(block.arena, pfn);
+                done.then_some(())
+            });
+            if let Some(Some(())) = done {
+                return Ok(());
+            }
+        }
+        self.free_direct(state, zone, &block, pfn, order)
+    }
+
+    /// The pageblock and zone of a block of `order`.
+    pub(crate) fn locate<'s>(
+        &self,
+        state: &'s State,
+        pfn: Pfn,
+        order: Order,
+    ) -> Result<(Block<'s>, &'s Zone), FreeError> {
+        let block =
+            state.block_of(pfn).filter(|block| block.record().has(Record::PRESENT)).ok_or(FreeError::Foreign(pfn))?;
+        if !pfn.is_aligned(order) {
+            return Err(FreeError::Misaligned { pfn, order });
+        }
+        if order == Order::MAX && block.neighbour().is_none() {
+            return Err(FreeError::Foreign(pfn));
+        }
+        let zone = block.zone().ok_or(FreeError::Foreign(pfn))?;
+        Ok((block, zone))
+    }
+
+    /// With `check_free`: the block must be a caller's, of this order, and is so no more.
+    fn disown(&self, block: &Block<'_>, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+        let offset = offset_of(pfn);
+        block.check_allocated(offset, order)?;
+        let Some(owned) = block.arena.owned.get(block.index) else { return Ok(()) };
+        let bit = 1 << (offset % 64);
+        if owned.word(offset).fetch_and(!bit, Ordering::AcqRel) & bit == 0 {
+            return Err(FreeError::AlreadyFree(pfn));
+        }
+        Ok(())
+    }
+
+    /// Puts a block into this CPU's set, making room first where that is due. `false` if there is no room to be had.
+    fn free_cached(&self, state: &State, zone: &Zone, set: &ZoneSet, stack: usize, pfn: Pfn) -> bool {
+        let order = order_of(stack);
+        if zone.has_flag(flag::BELOW_HIGH) {
+            self.recheck_high(zone);
+        }
+        let pages = self.pages_to_drain(state, zone, set, order);
+        if pages > 0 {
+            self.drain_pages(state, zone, set, stack, u64::from(pages));
+        }
+        if set.len(stack) >= set.room(stack) {
+            // A large part at once: what stays behind is moved down.
+            let nr = (set.room(stack) / 4).max(1) << order;
+            self.drain_pages(state, zone, set, stack, nr as u64);
+        }
+        // SAFETY: inside the section of the set's CPU.
+        let pushed = unsafe { set.push_any(stack, pfn) };
+        self.adjust_limit(zone, set, stack);
+        pushed
+    }
+
+    /// Clears the below-high mark when the high watermark is met again.
+    fn recheck_high(&self, zone: &Zone) {
+        let high = zone.watermark(kmem_gfp::Watermark::High);
+        if zone.free_pages() > high {
+            zone.set_flag(flag::BELOW_HIGH, false);
+        }
+    }
+
+    /// Gives `pages` pages of a set back to the bitmaps: the coldest of `first`, then those of the next stacks in turn.
+    pub(crate) fn drain_pages(&self, state: &State, zone: &Zone, set: &ZoneSet, first: usize, pages: u64) {
+        let mut left = pages;
+        for stack in (first..STACKS).chain(0..first) {
+            let order = order_of(stack);
+            let nr = left.div_ceil(1 << order) as usize;
+            if nr == 0 {
+                return;
+            }
+            // SAFETY: the caller is inside the section of the set's CPU, or has revoked it.
+            let drained = unsafe {
+                set.drain(stack, nr, |entries| {
+                    let freed = self.give_back(state, entries, order);
+                    self.account(state, zone, freed);
+                })
+            };
+            left = left.saturating_sub((drained as u64) << order);
+        }
+    }
+
+    /// Puts blocks that leave a set back into their lines. Returns how many pages became free.
+    fn give_back(&self, state: &State, entries: &mut [u64], order: u32) -> i64 {
+        if order > 0 {
+            let mut freed = 0;
+            for &mut pfn in entries {
+                let pfn = Pfn(pfn);
+                let (Some(block), Some(order)) = (state.block_of(pfn), Order::new(order)) else { continue };
+                match put_checked(&block, pfn, order) {
+                    Ok(()) => freed += order.nr_pages() as i64,
+                    Err(error) => self.report_bad_free(state, error),
+                }
+            }
+            return freed;
+        }
+        let mut freed = 0;
+        let mut run: Option<(u64, u64)> = None;
+        let mut cached: Option<(Block<'_>, u64)> = None;
+        for &pfn in entries.iter() {
+            let (word, bit) = (pfn / 64, 1 << (pfn % 64));
+            match &mut run {
+                Some((at, mask)) if *at == word && *mask & bit == 0 => *mask |= bit,
+                _ => {
+                    if let Some((at, mask)) = run {
+                        freed += self.put_run(state, &mut cached, at, mask);
+                    }
+                    run = Some((word, bit));
+                }
+            }
+        }
+        if let Some((at, mask)) = run {
+            freed += self.put_run(state, &mut cached, at, mask);
+        }
+        freed
+    }
+
+    /// Puts single frames of one word back. Returns how many.
+    #[inline]
+    fn put_run<'s>(&self, state: &'s State, cached: &mut Option<(Block<'s>, u64)>, word: u64, mask: u64) -> i64 {
+        let number = word >> (FRAMES_SHIFT - 6);
+        let block = match *cached {
+            Some((block, at)) if at == number => block,
+            _ => {
+                let neighbour = cached.and_then(|(block, at)| block.at_distance(number.wrapping_sub(at)));
+                let Some(block) = neighbour.or_else(|| state.block_of(Pfn(word * 64))) else { return 0 };
+                *cached = Some((block, number));
+                block
+            }
+        };
+        let offset = (word * 64 % u64::from(FRAMES)) as u32;
+        let record = block.record();
+        if record.0 & (Record::TAILS | Record::GAPS) == 0 && block.put_bits(offset, mask).is_ok() {
+            return i64::from(mask.count_ones());
+        }
+        self.put_each(state, &block, offset, mask)
+    }
+
+    /// The careful form: frame by frame, each checked.
+    #[cold]
+    #[inline(never)]
+    fn put_each(&self, state: &State, block: &Block<'_>, offset: u32, mask: u64) -> i64 {
+        // Most often the pageblock merely has tails or gaps somewhere else.
+        let tails = block.tail_line().word(offset).load(Ordering::Acquire);
+        let next = if offset + 64 < FRAMES { u64::from(block.tail_line().is_set(offset + 64)) << 63 } else { 0 };
+        let gaps = if block.record().has(Record::GAPS) {
+            block.gap().map_or(0, |gap| gap.line.word(offset).load(Ordering::Acquire))
+        } else {
+            0
+        };
+        if (tails | (tails >> 1 | next) | gaps) & mask == 0 && block.put_bits(offset, mask).is_ok() {
+            return i64::from(mask.count_ones());
+        }
+        let mut freed = 0;
+        let mut left = mask;
+        while left != 0 {
+            let at = offset + left.trailing_zeros();
+            left &= left - 1;
+            let pfn = Pfn(block.first_frame().0 + u64::from(at));
+            match put_checked(block, pfn, Order::ZERO) {
+                Ok(()) => freed += 1,
+                Err(error) => self.report_bad_free(state, error),
+            }
+        }
+        freed
+    }
+
+    fn report_bad_free(&self, state: &State, error: FreeError) {
+        state.count(Event::BadFree);
+        self.env().context().report(format_args!("BUG: bad page state on free: {error}; the page is not reused"));
+    }
+
+    /// Puts a block straight into its lines.
+    fn free_direct(
+        &self,
+        state: &State,
+        zone: &Zone,
+        block: &Block<'_>,
+        pfn: Pfn,
+        order: Order,
+    ) -> Result<(), FreeError> {
+        put_checked(block, pfn, order)?;
+        self.account(state, zone, order.nr_pages() as i64);
+        if zone.has_flag(flag::BELOW_HIGH) {
+            self.recheck_high(zone);
+        }
+        self.count_freed(zone, order.nr_pages() as u64);
+        Ok(())
+    }
+
+    /// Counts pages that were freed past the sets.
+    pub(crate) fn count_freed(&self, zone: &Zone, pages: u64) {
+        let counted = self.section(|sets| {
+            let set = sets.zone_set(zone)?;
+            set.freed_pages.add(pages as i64);
+            Some(())
+        });
+        if counted.flatten().is_none() {
+            bump(None, &zone.freed_pages, pages);
+        }
+    }
+}
+
+/// Checks that a block is allocated with exactly this order and makes it free.
+pub(crate) fn put_checked(block: &Block<'_>, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+    let offset = offset_of(pfn);
+    block.check_allocated(offset, order)?;
+    if order == Order::MAX {
+        let other = block.neighbour().ok_or(FreeError::Foreign(pfn))?;
+        other.tail_line().assign(0, FRAMES, false);
+        put_half(&other, 0, FRAMES_SHIFT)?;
+        block.tail_line().assign(0, FRAMES, false);
+        return put_half(block, 0, FRAMES_SHIFT);
+    }
+    if order > Order::ZERO {
+        clear_tails(block, offset, order.get());
+    }
+    put_half(block, offset, order.get())
+}
+
+fn put_half(block: &Block<'_>, offset: u32, order: u32) -> Result<(), FreeError> {
+    block
+        .put(offset, order)
+        .map_err(|occupied| FreeError::AlreadyFree(Pfn(block.first_frame().0 + u64::from(occupied.offset))))
+}
+
+/// Forgets that a block's frames belong together.
+pub(crate) fn clear_tails(block: &Block<'_>, offset: u32, order: u32) {
+    if order < 6 {
+        let mask = cover(1 << (offset % 64), order) & !(1 << (offset % 64));
+        block.tail_line().word(offset).fetch_and(!mask, Ordering::AcqRel);
+    } else {
+        block.tail_line().assign(offset + 1, (1 << order.min(FRAMES_SHIFT)) - 1, false);
+    }
+}

@@ -1,0 +1,4 @@
+//! Tests of the page allocator.
+
+mod basic;
+pub(crate) mod rig;
