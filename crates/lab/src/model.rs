@@ -302,16 +302,17 @@ unsafe impl ReplayTarget for Model {
         objects.iter().try_for_each(|&o| self.free(o))
     }
 
-    unsafe fn kfree_rcu(&self, object: NonNull<u8>) {
+    unsafe fn kfree_rcu(&self, object: NonNull<u8>) -> Result<(), FreeFault> {
         let offset = self.offset(object);
         self.lock().waiting.push(offset);
+        Ok(())
     }
 
     fn alloc_pages(&self, order: u8, _gfp: TraceGfp, _migratetype: u8) -> Option<u64> {
         self.lock().pages(1 << order).map(|p| p as u64)
     }
 
-    unsafe fn free_pages(&self, pfn: u64, order: u8) -> Result<(), FreeFault> {
+    unsafe fn free_pages(&self, pfn: u64, order: u8, _whole: bool) -> Result<(), FreeFault> {
         self.lock().release(pfn as usize, 1 << order)
     }
 
@@ -329,7 +330,7 @@ unsafe impl ReplayTarget for Model {
 
     fn usage(&self) -> Usage {
         let s = self.lock();
-        Usage { slab_pages: s.caches.iter().map(|c| c.pages as u64).sum(), total_pages: s.taken }
+        Usage { slab_pages: s.caches.iter().map(|c| c.pages as u64).sum(), total_pages: s.taken, metadata_pages: 0 }
     }
 
     fn caches(&self) -> Vec<CacheUsage> {
@@ -366,6 +367,7 @@ unsafe impl ReplayTarget for Model {
     }
 
     fn in_use(&self) -> u64 {
+        self.quiesce();
         let s = self.lock();
         let slabs: u64 = s.caches.iter().map(|c| c.pages as u64).sum();
         s.caches.iter().map(|c| c.live).sum::<u64>() + s.taken - slabs

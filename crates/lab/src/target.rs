@@ -38,6 +38,8 @@ pub struct Usage {
     pub slab_pages: u64,
     /// Pages that are allocated, slabs included.
     pub total_pages: u64,
+    /// Of these, pages of the object allocator's own descriptions, which are no slabs.
+    pub metadata_pages: u64,
 }
 
 /// One object cache as the machine sees it.
@@ -130,9 +132,12 @@ pub unsafe trait ReplayTarget: Sync {
 
     /// `kfree_rcu`.
     ///
+    /// # Errors
+    /// [`FreeFault`] if the allocator does not take it.
+    ///
     /// # Safety
     /// As for [`kfree`](Self::kfree).
-    unsafe fn kfree_rcu(&self, object: NonNull<u8>);
+    unsafe fn kfree_rcu(&self, object: NonNull<u8>) -> Result<(), FreeFault>;
 
     /// `alloc_pages`: the first frame of `1 << order`.
     fn alloc_pages(&self, order: u8, gfp: TraceGfp, migratetype: u8) -> Option<u64>;
@@ -146,19 +151,19 @@ pub unsafe trait ReplayTarget: Sync {
         }
     }
 
-    /// Frees `1 << order` frames from `pfn` on, which need not be all that was allocated together.
+    /// Frees `1 << order` frames from `pfn` on, which are the `whole` of what was allocated together, or a part of it.
     ///
     /// # Errors
     /// [`FreeFault`] if the allocator does not take them.
     ///
     /// # Safety
     /// The frames came from this machine and their memory is not used any more.
-    unsafe fn free_pages(&self, pfn: u64, order: u8) -> Result<(), FreeFault>;
+    unsafe fn free_pages(&self, pfn: u64, order: u8, whole: bool) -> Result<(), FreeFault>;
 
     /// Where the memory of a frame stands.
     fn frame(&self, pfn: u64) -> NonNull<u8>;
 
-    /// Lets grace periods end and everything that waited for them be freed. Not on a CPU.
+    /// A grace period has passed: what waited for it long enough is freed. Not on a CPU.
     fn quiesce(&self);
 
     /// A moment between two requests at which the current CPU holds no reference to anything.
@@ -173,7 +178,7 @@ pub unsafe trait ReplayTarget: Sync {
     /// Free blocks of every zone.
     fn free_blocks(&self) -> Vec<ZoneFree>;
 
-    /// Gives back everything that the machine keeps in stock, and returns what somebody still holds: objects, and pages
-    /// that are no slabs. Not on a CPU.
+    /// Waits for everything deferred, forgets the caches, gives back whatever the machine keeps in stock, and returns what
+    /// somebody still holds: objects, and pages that are no slabs. Not on a CPU, and only when no replay runs.
     fn in_use(&self) -> u64;
 }

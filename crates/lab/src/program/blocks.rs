@@ -8,6 +8,8 @@ use crate::trace::{FieldFault, TraceGfp, hex_list};
 
 /// The greatest order of a page allocator.
 const MAX_ORDER: u8 = 10;
+/// Frames beyond this are no machine's.
+const MAX_PFN: u64 = 1 << 40;
 /// The greatest order of a slab.
 const SLAB_MAX_ORDER: u8 = 3;
 
@@ -101,7 +103,7 @@ impl Program {
         let mut blocks = Vec::with_capacity(list.len());
         for pfn in list {
             // One that fell back to a single page has been reported before.
-            if pfn != 0 && !self.pages.is_live(pfn) {
+            if pfn != 0 && pfn < MAX_PFN && !self.pages.is_live(pfn) {
                 blocks.push(self.pages.alloc(pfn, 0));
             }
         }
@@ -144,8 +146,8 @@ impl Program {
         let Some(slab) = self.linux.remove(pfn) else { return false };
         if slab.live > 0 {
             // Freed without an event: a probe was missed, or a bulk event had no room.
-            let start = DIRECT_MAP.start + slab.pfn * 4096;
-            for ptr in (start..start + u64::from(slab.pages) * 4096).step_by(8) {
+            let start = DIRECT_MAP.start.saturating_add(slab.pfn * 4096);
+            for ptr in (start..start.saturating_add(u64::from(slab.pages) * 4096)).step_by(8) {
                 if let Some(object) = self.objects.remove(&ptr) {
                     self.census.lost_frees += 1;
                     self.release(ptr, &object);

@@ -174,3 +174,45 @@ fn the_sample_adds_up_to_its_statistics() {
     let (takes, gives) = (ops.iter().filter(|o| o.kind.takes()).count(), ops.len());
     assert!(takes > 5000 && gives > takes);
 }
+
+/// Whatever a file holds, it is read, or refused with an error; every event that is read has one fate.
+#[test]
+fn damaged_lines_are_read_or_refused() {
+    let (mut chunks, _) = Input::Bundled("sample", SAMPLE).open().unwrap();
+    let chunk = chunks.next().unwrap().unwrap();
+    let lines: Vec<&[u8]> =
+        chunk.lines().map(|(_, l)| l).filter(|l| !l.starts_with(b"#")).step_by(3).take(900).collect();
+    let mut state = 0x2545_f491_4f6c_dd1du64;
+    let mut random = |below: usize| {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % below.max(1) as u64) as usize
+    };
+    let mut refused = 0;
+    for round in 0..60 {
+        let level = [Level::All, Level::Objects, Level::Pages][round % 3];
+        let mut program = Program::new(level, CacheBook::default());
+        let mut ops = Vec::new();
+        let mut read = 0;
+        for line in &lines {
+            let mut line = line.to_vec();
+            for _ in 0..random(3) {
+                let (at, byte) = (random(line.len()), b"0123456789abcdef =:[]-|x\xff"[random(25)]);
+                line[at] = byte;
+            }
+            match LineKind::of(&line) {
+                LineKind::Event(event) => match program.event(&event) {
+                    Ok(()) => read += 1,
+                    Err(_) => refused += 1,
+                },
+                LineKind::Lost(n) => program.lost(n),
+                LineKind::Skip | LineKind::Malformed => refused += 1,
+            }
+            program.drain(&mut ops, false);
+        }
+        program.finish(&mut ops);
+        assert_eq!(program.census().settled(), read);
+    }
+    assert!(refused > 1000);
+}

@@ -8,7 +8,7 @@ use super::sample::Sample;
 use super::strict::SameRequests;
 use crate::LabError;
 use crate::program::{CacheBook, CacheSpec, Census, Level, LinuxFigures, Op, Program};
-use crate::target::{CacheUsage, ReplayTarget, ZoneFree};
+use crate::target::{CacheUsage, ReplayTarget, Usage, ZoneFree};
 use crate::trace::{Input, Progress, TraceError};
 use serde::Serialize;
 use std::sync::Arc;
@@ -52,6 +52,8 @@ pub struct Peak {
     pub large_kmalloc_bytes: u64,
     /// Pages that the trace asked for as pages.
     pub page_requests: u64,
+    /// Pages that hold the object allocator's own descriptions: in `total_pages`, in no count of slab pages.
+    pub metadata_pages: u64,
 }
 
 /// What came of a replay.
@@ -195,18 +197,23 @@ pub fn replay<T: ReplayTarget>(
     let usage = run.usage();
     let (live_bytes, live_objects, large) = (run.live_bytes.get(), run.live_objects.get(), run.large_bytes.get());
     let pages = run.live_pages.get();
-    let at = |pick: fn((u64, u64)) -> u64, same: Option<u64>, all_slab_pages: u64, total_pages: u64| Peak {
+    let at = |pick: fn((u64, u64)) -> u64, same: Option<u64>, usage: Usage| Peak {
         live_bytes: pick(live_bytes),
         live_objects: pick(live_objects),
-        slab_pages: same.unwrap_or(all_slab_pages),
-        all_slab_pages,
-        total_pages,
+        slab_pages: same.unwrap_or(usage.slab_pages),
+        all_slab_pages: usage.slab_pages,
+        total_pages: usage.total_pages,
+        metadata_pages: usage.metadata_pages,
         large_kmalloc_bytes: pick(large),
         page_requests: pick(pages),
     };
-    let end = at(|l| l.0, same.map(|s| s.slab_pages_end), usage.slab_pages, usage.total_pages);
-    let (slabs, total) = (run.slab_pages.get().1.max(usage.slab_pages), run.total_pages.get().1.max(usage.total_pages));
-    let peak = at(|l| l.1, same.map(|s| s.slab_pages_peak), slabs, total);
+    let end = at(|l| l.0, same.map(|s| s.slab_pages_end), usage);
+    let most = Usage {
+        slab_pages: run.slab_pages.get().1.max(usage.slab_pages),
+        total_pages: run.total_pages.get().1.max(usage.total_pages),
+        metadata_pages: run.metadata_pages.get().1.max(usage.metadata_pages),
+    };
+    let peak = at(|l| l.1, same.map(|s| s.slab_pages_peak), most);
     let (caches, free_after) = (target.caches(), target.free_blocks());
     let wall_s = start.elapsed().as_secs_f64();
     look(target);

@@ -67,6 +67,7 @@ pub(crate) struct Executor<'a, T: ReplayTarget> {
     pub(crate) live_pages: Level,
     pub(crate) slab_pages: Level,
     pub(crate) total_pages: Level,
+    pub(crate) metadata_pages: Level,
     pub(crate) failed: AtomicU64,
     takes: AtomicU64,
     base_pages: u64,
@@ -90,6 +91,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             live_pages: Level::default(),
             slab_pages: Level::default(),
             total_pages: Level::default(),
+            metadata_pages: Level::default(),
             failed: AtomicU64::new(0),
             takes: AtomicU64::new(0),
             base_pages: target.usage().total_pages,
@@ -147,6 +149,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
         let usage = self.usage();
         self.slab_pages.note(usage.slab_pages);
         self.total_pages.note(usage.total_pages);
+        self.metadata_pages.note(usage.metadata_pages);
     }
 
     /// Runs one operation on the current CPU; false if the replay has been given up.
@@ -173,8 +176,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             }),
             &OpKind::KfreeRcu { object } => self.free(object, |o| {
                 // SAFETY: as above.
-                unsafe { self.target.kfree_rcu(o) };
-                Ok(())
+                unsafe { self.target.kfree_rcu(o) }
             }),
             OpKind::CacheAllocBulk { objects, cache, gfp } => {
                 let Some((cache, size)) = self.cache(*cache) else { return false };
@@ -350,9 +352,10 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             }
             self.integrity.release(self.target.frame(pfn), PAGE << order);
             self.live_pages.sub(u64::from(pages));
+            let whole = pages as usize == slot.bytes.load(Ordering::Relaxed);
             // SAFETY: these pages are live and nobody uses them any more.
-            self.judge(unsafe { self.target.free_pages(pfn, order) });
-            if pages as usize != slot.bytes.load(Ordering::Relaxed) {
+            self.judge(unsafe { self.target.free_pages(pfn, order, whole) });
+            if !whole {
                 self.note_part(block, offset, pages, last);
             }
             // Release: pairs with the Acquire above, so that the slot is reused after all parts are free.
@@ -382,6 +385,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
         let usage = self.usage();
         self.slab_pages.note(usage.slab_pages);
         self.total_pages.note(usage.total_pages);
+        self.metadata_pages.note(usage.metadata_pages);
         let mut free_blocks: Vec<u64> = Vec::new();
         for zone in self.target.free_blocks() {
             free_blocks.resize(free_blocks.len().max(zone.blocks.len()), 0);
@@ -424,7 +428,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
                 self.integrity.release(page, PAGE);
                 self.live_pages.sub(1);
                 // SAFETY: as above.
-                self.judge(unsafe { self.target.free_pages(pfn, 0) });
+                self.judge(unsafe { self.target.free_pages(pfn, 0, slot.bytes.load(Ordering::Relaxed) == 1) });
                 left -= 1;
             }
         }

@@ -145,7 +145,7 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
             &OpKind::KfreeRcu { object } => {
                 if let Some(found) = self.take(object) {
                     // SAFETY: it is live.
-                    self.sums.free.time(1, || unsafe { target.kfree_rcu(found) });
+                    let _ = self.sums.free.time(1, || unsafe { target.kfree_rcu(found) });
                 }
             }
             OpKind::CacheAllocBulk { objects, cache, gfp } => {
@@ -195,7 +195,8 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
     fn free_part(&mut self, block: Ref, offset: u32, order: u8) {
         let Some((first, pages, gone)) = self.blocks.get_mut(block.slot as usize) else { return };
         let Some(pfn) = *first else { return };
-        if 1 << order == *pages {
+        let whole = 1 << order == *pages;
+        if whole {
             *first = None;
         } else {
             gone.resize(*pages as usize, false);
@@ -203,7 +204,7 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
         }
         let target = self.target;
         // SAFETY: this part of the block is live.
-        let _ = self.sums.page_free.time(1, || unsafe { target.free_pages(pfn + u64::from(offset), order) });
+        let _ = self.sums.page_free.time(1, || unsafe { target.free_pages(pfn + u64::from(offset), order, whole) });
     }
 
     /// Runs them all, each on its CPU.
@@ -242,7 +243,7 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
                 let Some(first) = first.take() else { continue };
                 for at in (0..*pages).filter(|at| gone.get(*at as usize) != Some(&true)) {
                     // SAFETY: this page of the block is live.
-                    let _ = unsafe { target.free_pages(first + u64::from(at), 0) };
+                    let _ = unsafe { target.free_pages(first + u64::from(at), 0, *pages == 1) };
                 }
             }
         });

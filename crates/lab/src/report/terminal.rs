@@ -96,6 +96,9 @@ fn comparison(r: &Report) -> String {
         t.add_row(["objects live, end".into(), grouped(r.end.live_objects), String::new(), String::new()]);
         t.add_row(["large kmallocs, end".into(), bytes(r.end.large_kmalloc_bytes), String::new(), String::new()]);
     }
+    if r.peak.metadata_pages > 0 {
+        t.add_row(["kmem's own pages, end".into(), grouped(r.end.metadata_pages), String::new(), String::new()]);
+    }
     t.add_row(["pages in use, peak".into(), grouped(r.peak.total_pages), String::new(), String::new()]);
     t.add_row(["pages in use, end".into(), grouped(r.end.total_pages), String::new(), String::new()]);
     let mut out = text(t);

@@ -4,6 +4,10 @@ use super::{FieldFault, Fields};
 
 /// Page orders beyond this are no trace's; the kernel's greatest is 10.
 const MAX_ORDER: u64 = 30;
+/// Frames beyond this are no machine's: 4 PiB.
+const MAX_PFN: u64 = 1 << 40;
+/// Objects of a cache are no larger than this.
+const MAX_OBJECT: u64 = 4 << 20;
 
 /// One event. Names, call sites, flags and lists are borrowed from the line.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -95,20 +99,20 @@ impl<'a> Event<'a> {
                 call_site: f.get("call_site")?,
                 ptr: f.hex("ptr")?,
                 name: f.get("name")?,
-                bytes_req: f.dec("bytes_req", u64::from(u32::MAX))?,
-                bytes_alloc: f.dec("bytes_alloc", u64::from(u32::MAX))?,
+                bytes_req: f.dec("bytes_req", MAX_OBJECT)?,
+                bytes_alloc: f.dec("bytes_alloc", 2 * MAX_OBJECT)?,
                 gfp: f.get("gfp_flags")?,
                 node: f.signed("node").unwrap_or(-1),
             },
             b"kmem_cache_free" => Self::CacheFree { ptr: f.hex("ptr")?, name: f.get("name")? },
             b"kfree" => Self::Kfree { ptr: f.hex("ptr")? },
             b"mm_page_alloc" => Self::PageAlloc {
-                pfn: f.hex("pfn")?,
+                pfn: pfn(f, "pfn")?,
                 order: order(f)?,
                 migratetype: migratetype(f)?,
                 gfp: f.get("gfp_flags")?,
             },
-            b"mm_page_free" => Self::PageFree { pfn: f.hex("pfn")?, order: order(f)? },
+            b"mm_page_free" => Self::PageFree { pfn: pfn(f, "pfn")?, order: order(f)? },
             b"mm_page_free_batched" => Self::PageFreeBatched,
             b"kvfree_rcu" => Self::KvfreeRcu { ptr: f.hex("ptr")? },
             _ => return Self::parse_rare(name, text),
@@ -119,8 +123,8 @@ impl<'a> Event<'a> {
         let mut f = Fields::new(text);
         let f = &mut f;
         Ok(match name {
-            b"slab_new" => Self::SlabNew { name: f.get("name")?, pfn: f.hex("pfn")?, order: order(f)? },
-            b"slab_free" => Self::SlabFree { pfn: f.hex("pfn")?, order: order(f)? },
+            b"slab_new" => Self::SlabNew { name: f.get("name")?, pfn: pfn(f, "pfn")?, order: order(f)? },
+            b"slab_free" => Self::SlabFree { pfn: pfn(f, "pfn")?, order: order(f)? },
             b"cache_free_bulk" => Self::CacheFreeBulk {
                 name: f.get("name")?,
                 nr: f.dec("nr", u64::from(u32::MAX))?,
@@ -129,8 +133,8 @@ impl<'a> Event<'a> {
             b"cache_alloc_bulk" => Self::CacheAllocBulk {
                 call_site: f.get("call_site")?,
                 name: f.get("name")?,
-                bytes_req: f.dec("bytes_req", u64::from(u32::MAX))?,
-                bytes_alloc: f.dec("bytes_alloc", u64::from(u32::MAX))?,
+                bytes_req: f.dec("bytes_req", MAX_OBJECT)?,
+                bytes_alloc: f.dec("bytes_alloc", 2 * MAX_OBJECT)?,
                 gfp: f.get("gfp_flags")?,
                 nr: f.dec("nr", u64::from(u32::MAX))?,
                 ok: f.dec("ok", u64::MAX)? != 0,
@@ -142,7 +146,7 @@ impl<'a> Event<'a> {
                 gfp: f.get("gfp_flags")?,
                 pfns: f.get("pfns")?,
             },
-            b"migrate_dst" => Self::MigrateDst { dst: f.hex("dst")?, order: order(f)? },
+            b"migrate_dst" => Self::MigrateDst { dst: pfn(f, "dst")?, order: order(f)? },
             b"mm_page_alloc_extfrag" => Self::PageAllocExtfrag,
             b"tracing_mark_write" | b"print" => Self::Mark { text: text.trim_ascii() },
             b"alloc_vmap_area"
@@ -167,6 +171,11 @@ impl<'a> Event<'a> {
             _ => Self::Unknown,
         })
     }
+}
+
+#[inline]
+fn pfn(f: &mut Fields<'_>, key: &'static str) -> Result<u64, FieldFault> {
+    Some(f.hex(key)?).filter(|pfn| *pfn < MAX_PFN).ok_or(FieldFault::Value(key))
 }
 
 #[inline]
@@ -205,6 +214,7 @@ mod tests {
     fn impossible_fields_are_named() {
         assert_eq!(Event::parse(b"kfree", b"call_site=a"), Err(FieldFault::Missing("ptr")));
         assert_eq!(Event::parse(b"mm_page_free", b"page=1 pfn=0x1 order=64"), Err(FieldFault::Value("order")));
+        assert_eq!(Event::parse(b"mm_page_free", b"page=1 pfn=0x10000000000 order=0"), Err(FieldFault::Value("pfn")));
         assert_eq!(Event::parse(b"kmalloc", b"call_site=a ptr=xyz"), Err(FieldFault::Value("ptr")));
     }
 
