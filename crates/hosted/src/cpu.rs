@@ -165,6 +165,18 @@ impl HostCpu {
     /// Runs `f` with the calling thread as CPU `cpu`, waiting while another thread is that CPU by name. Calls nest; the
     /// thread is what it was before when the call returns. About as dear as an uncontended lock.
     ///
+    /// ```
+    /// use kmem_hosted::{Binding, Machine};
+    /// use kmem_hosted::{Cpu, CpuId};
+    ///
+    /// let machine = Machine::builder().cpus(4).binding(Binding::ByName).boot()?;
+    /// // SAFETY: nothing stays pinned.
+    /// let seen = unsafe { machine.cpu().on_cpu(CpuId(3), || machine.cpu().try_pin()) }?;
+    /// assert_eq!(seen, Some(CpuId(3)));
+    /// assert_eq!(machine.cpu().try_pin(), None, "no CPU outside");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Safety
     /// A [`Pinned`](kmem_sync::Pinned) or [`RcuReadGuard`](crate::RcuReadGuard) that `f` makes does not outlive the call:
     /// the CPU is another thread's afterwards.

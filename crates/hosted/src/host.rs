@@ -18,6 +18,7 @@ use kmem_gfp::{
 use kmem_sync::atomic::{AtomicU64, Ordering};
 use kmem_sync::{Cpu, CpuId};
 
+use crate::builder::Tunables;
 use crate::context::{self, ReportSink, Reports};
 use crate::grace::{EpochGrace, SlotCpu};
 use crate::ram::Ram;
@@ -115,7 +116,7 @@ pub(crate) struct HostOptions {
     pub(crate) nodes: u32,
     pub(crate) reports: Reports,
     pub(crate) reclaimer: Option<&'static (dyn Reclaimer + Sync)>,
-    pub(crate) entropy: u64,
+    pub(crate) tunables: Tunables,
 }
 
 /// What the allocators of a machine in this process stand on. `C` are its CPUs: [`HostCpu`](crate::HostCpu), or
@@ -127,22 +128,23 @@ pub struct Host<C> {
     pub(crate) context: HostContext<C>,
     pub(crate) grace: EpochGrace<C>,
     pub(crate) reclaimer: HostReclaimer,
-    pub(crate) entropy: u64,
-    pub(crate) ram: Ram,
+    pub(crate) tunables: Tunables,
+    pub(crate) ram: &'static Ram,
     /// Page requests up to and including the one that fails; zero: none does.
     fail_in: AtomicU64,
 }
 
+#[expect(private_bounds, reason = "only this crate's CPUs have slots, and only it makes hosts")]
 impl<C: SlotCpu + Copy> Host<C> {
-    pub(crate) fn new(cpu: C, ram: Ram, options: HostOptions) -> Self {
-        let HostOptions { nodes, reports, reclaimer, entropy } = options;
+    pub(crate) fn new(cpu: C, ram: &'static Ram, options: HostOptions) -> Self {
+        let HostOptions { nodes, reports, reclaimer, tunables } = options;
         Self {
             cpu,
             table: *ram.table(),
             context: HostContext { cpu, nodes, reports: ReportSink::new(reports) },
             grace: EpochGrace::new(cpu),
             reclaimer: HostReclaimer(reclaimer),
-            entropy,
+            tunables,
             ram,
             fail_in: AtomicU64::new(0),
         }
@@ -151,6 +153,11 @@ impl<C: SlotCpu + Copy> Host<C> {
     /// Makes the `nth` page request from now on fail, once; zero: none.
     pub(crate) fn fail_page_request(&self, nth: u64) {
         self.fail_in.store(nth, Ordering::Relaxed);
+    }
+
+    /// Whether a page request is still to fail.
+    pub(crate) fn failure_pending(&self) -> bool {
+        self.fail_in.load(Ordering::Relaxed) != 0
     }
 
     /// Whether this page request is to fail.

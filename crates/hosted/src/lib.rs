@@ -4,10 +4,13 @@
 //! - `slots`, `thread`, `cpu`, `barrier`: threads as CPUs;
 //! - `epoch`: grace periods;
 //! - `context`: tasks, interrupts, reports;
+//! - `host`, `platform`: these parts as kmem wants them; `builder`, `machine`: a machine and its boot;
+//! - `heap`: the global heap of an ordinary program; `release`: free memory back to the host;
 //! - `sys`: the host's system calls.
 #![doc = include_str!("../README.md")]
 
 mod barrier;
+mod builder;
 mod context;
 mod cpu;
 mod epoch;
@@ -15,8 +18,11 @@ mod grace;
 #[cfg(not(loom))]
 mod heap;
 mod host;
+mod machine;
 mod plan;
+mod platform;
 mod ram;
+mod release;
 mod slots;
 mod sys;
 mod thread;
@@ -24,14 +30,16 @@ mod thread;
 #[cfg(test)]
 mod tests;
 
+pub use builder::{BootError, MachineBuilder};
 pub use context::{CAPTURED_BYTES, Reports, in_context, task_flags};
 pub use cpu::{BindError, Binding, HostCpu, MAX_CPUS};
 pub use grace::{EpochGrace, RcuReadGuard};
 #[cfg(not(loom))]
-pub use heap::HeapCpu;
+pub use heap::{HeapCpu, HostedAlloc};
 pub use host::{Host, HostContext, HostReclaimer};
+pub use machine::Machine;
 pub use plan::{MAX_NODES, MIN_RAM_BYTES, MemoryPlan, PlanError, Range, ZoneSplit};
 pub use ram::{MapError, RamBacking};
 
-pub use kmem_gfp::TaskFlags;
+pub use kmem_gfp::{Gfp, TaskFlags};
 pub use kmem_sync::{Cpu, CpuId};

@@ -101,7 +101,7 @@ impl Drop for Mapping {
 pub(crate) struct Ram {
     plan: MemoryPlan,
     /// The span of addresses behind `table`.
-    direct: Mapping,
+    _direct: Mapping,
     /// The frame words, which `table` points to.
     _words: Mapping,
     table: FlatFrameTable,
@@ -143,7 +143,7 @@ impl Ram {
         // SAFETY: (1) the mapping holds all words, zeroed, page-aligned, as long as this value; (2) frames that allocators
         // hand out are the plan's, which are mapped at their distance from the span's start.
         let table = unsafe { FlatFrameTable::new(words.start().cast::<FrameWords>(), base, span.start, span.len()) };
-        Ok(Self { plan, direct, _words: words, table, file })
+        Ok(Self { plan, _direct: direct, _words: words, table, file })
     }
 
     /// Frame numbers, words and addresses.
@@ -220,11 +220,6 @@ impl Ram {
     /// How many pages the host keeps in memory for all frames together.
     pub(crate) fn resident_pages(&self) -> u64 {
         self.plan.ranges().iter().map(|range| self.resident(range.frames)).sum()
-    }
-
-    /// The mapping of the direct map, for those who want to know its address.
-    pub(crate) fn base(&self) -> NonNull<u8> {
-        self.direct.start()
     }
 }
 

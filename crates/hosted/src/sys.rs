@@ -179,8 +179,6 @@ pub(crate) enum Advice {
     Remove,
     /// No huge pages: memory that is touched sparsely.
     SmallPages,
-    /// Huge pages, please.
-    HugePages,
 }
 
 /// Tells the host how a range is used.
@@ -193,7 +191,6 @@ pub(crate) unsafe fn advise(at: NonNull<u8>, len: usize, advice: Advice) -> io::
         Advice::Discard => libc::MADV_DONTNEED,
         Advice::Remove => libc::MADV_REMOVE,
         Advice::SmallPages => libc::MADV_NOHUGEPAGE,
-        Advice::HugePages => libc::MADV_HUGEPAGE,
     };
     keeping_errno(|| {
         // SAFETY: the caller's promise.
@@ -235,4 +232,25 @@ pub(crate) fn memory_file(len: u64) -> io::Result<std::os::fd::OwnedFd> {
         }
         Ok(fd)
     })
+}
+
+/// An environment variable's value, without allocating.
+pub(crate) fn environment(name: &core::ffi::CStr) -> Option<&'static core::ffi::CStr> {
+    // SAFETY: the name is a C string. The heap asks once, on the first allocation of the process, before `main` and so
+    // before anybody changes the environment; the result is read at once.
+    let value = unsafe { libc::getenv(name.as_ptr()) };
+    // SAFETY: null, or a C string.
+    (!value.is_null()).then(|| unsafe { core::ffi::CStr::from_ptr(value) })
+}
+
+/// Eight random bytes of the host's; of the clock's and an address's if it has none to give.
+pub(crate) fn entropy() -> u64 {
+    let mut bytes = [0; 8];
+    let _ = keeping_errno(|| {
+        // SAFETY: the slice is writable for its length. `GRND_NONBLOCK`: early in a boot there may be none.
+        let _ = unsafe { libc::getrandom(bytes.as_mut_ptr().cast(), bytes.len(), libc::GRND_NONBLOCK) };
+        Ok(())
+    });
+    let random = u64::from_ne_bytes(bytes);
+    if random != 0 { random } else { now_ms() ^ bytes.as_ptr().addr() as u64 }
 }

@@ -47,6 +47,13 @@ impl HeapCpu {
     }
 }
 
+/// Whether the calling thread is a CPU of the heap. Asked first, it lets the compiler see that pinning cannot fail on the
+/// fast paths.
+#[inline(always)]
+pub(super) fn is_cpu() -> bool {
+    thread::with(|thread| thread.heap_cpu.get()) < MAX_HEAP_CPUS as u32
+}
+
 /// Says how many CPUs the heap has; until [`serve`] nobody becomes one.
 pub(super) fn prepare(nr_cpus: u32) {
     NR_CPUS.store(nr_cpus.clamp(1, MAX_HEAP_CPUS as u32), Ordering::Release);

@@ -1,6 +1,19 @@
 //! The global heap: one machine for the whole process, behind `#[global_allocator]`.
+//!
+//! - `alloc`: [`HostedAlloc`], the fast path; `class`: its size classes; `large`: everything above them;
+//! - `env`, `start`: the allocators as statics, and how they are made on first use;
+//! - `cpu`: threads as the heap's CPUs; `fork`: what a fork needs;
+//! - `limit`: giving memory back.
 
+mod alloc;
+mod class;
 mod cpu;
+mod env;
+mod fork;
+mod large;
+mod limit;
+mod start;
 
+pub use alloc::HostedAlloc;
 pub use cpu::HeapCpu;
 pub(crate) use cpu::leave;

@@ -8,6 +8,8 @@ mod cpu;
 #[cfg(not(loom))]
 mod grace;
 #[cfg(not(loom))]
+mod machine;
+#[cfg(not(loom))]
 mod plan;
 #[cfg(not(loom))]
 mod ram;

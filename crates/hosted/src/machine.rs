@@ -1,0 +1,218 @@
+//! [`Machine`]: a machine that has booted.
+
+use core::cell::UnsafeCell;
+use core::fmt;
+use core::mem::ManuallyDrop;
+use std::os::fd::BorrowedFd;
+
+use kmem::{Kmem, KmemCell, Platform};
+use kmem_gfp::{FrameTable, PAGE_SIZE, Pfn};
+use kmem_sync::CpuId;
+
+use crate::cpu::BindError;
+use crate::grace::{EpochGrace, RcuReadGuard};
+use crate::host::Host;
+use crate::ram::{Mapping, Ram};
+use crate::release::release_free;
+use crate::slots::{Slot, SlotTable};
+use crate::{Binding, HostCpu, MachineBuilder, MemoryPlan};
+
+/// What a machine is made of, apart from the allocators: they refer to it for `'static`, so it is held by raw pointers.
+///
+/// # Invariants
+/// The pointers come from `Box::into_raw` and belong to this value alone. Once it is dropped nothing refers to them:
+/// boot has failed and left the cell empty, or the machine was shut down.
+pub(crate) struct Parts {
+    cell: *mut KmemCell<Host<HostCpu>>,
+    ram: *mut Ram,
+    slots: *mut [Slot],
+    table: *mut SlotTable<'static>,
+    /// The CPUs, once they are known to the process.
+    pub(crate) cpu: Option<HostCpu>,
+    /// The page allocator's bookkeeping memory.
+    pub(crate) books: Option<Mapping>,
+}
+
+impl Parts {
+    pub(crate) fn new(ram: Ram, cpus: u32, binding: Binding) -> Self {
+        let slots: *mut [Slot] = Box::into_raw((0..cpus).map(|_| Slot::new()).collect());
+        let nr_free = if binding == Binding::OnDemand { cpus } else { 0 };
+        // SAFETY: just leaked; freed after the table.
+        let table = SlotTable::new(unsafe { &*slots }, nr_free);
+        Self {
+            cell: Box::into_raw(Box::new(KmemCell::new())),
+            ram: Box::into_raw(Box::new(ram)),
+            slots,
+            table: Box::into_raw(Box::new(table)),
+            cpu: None,
+            books: None,
+        }
+    }
+
+    /// The parts that the allocators refer to.
+    ///
+    /// # Safety
+    /// The references are not used once this value is dropped.
+    pub(crate) unsafe fn borrow(
+        &self,
+    ) -> (&'static KmemCell<Host<HostCpu>>, &'static Ram, &'static SlotTable<'static>) {
+        // SAFETY: live boxes (type invariant); the caller sees to the end.
+        unsafe { (&*self.cell, &*self.ram, &*self.table) }
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
+        // SAFETY: boxes of ours that nothing refers to any more (type invariant). A cell does not drop what is in it.
+        unsafe {
+            if let Some(cpu) = self.cpu {
+                cpu.retire();
+            }
+            drop(Box::from_raw(self.cell));
+            drop(Box::from_raw(self.table));
+            drop(Box::from_raw(self.slots));
+            drop(Box::from_raw(self.ram));
+        }
+    }
+}
+
+/// A machine in this process: memory, CPUs, and the allocators running on them.
+///
+/// Booted by [`Machine::builder`]. It stays for the rest of the process, so that everything in it can refer to everything
+/// else for `'static`; [`shut_down`](Self::shut_down) ends one early.
+pub struct Machine {
+    kmem: &'static Kmem<Host<HostCpu>>,
+    parts: UnsafeCell<ManuallyDrop<Parts>>,
+}
+
+// SAFETY: `parts` is used by `shut_down` alone, which nobody else may be inside of.
+unsafe impl Sync for Machine {}
+// SAFETY: nothing is tied to the thread that booted it.
+unsafe impl Send for Machine {}
+
+impl fmt::Debug for Machine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Machine").field("cpu", self.cpu()).field("memory", self.plan()).finish_non_exhaustive()
+    }
+}
+
+impl Machine {
+    /// A machine to be: see [`MachineBuilder`].
+    pub fn builder() -> MachineBuilder {
+        MachineBuilder::new()
+    }
+
+    pub(crate) fn new(kmem: &'static Kmem<Host<HostCpu>>, parts: Parts) -> &'static Self {
+        Box::leak(Box::new(Self { kmem, parts: UnsafeCell::new(ManuallyDrop::new(parts)) }))
+    }
+
+    /// The allocators.
+    #[inline(always)]
+    pub fn kmem(&self) -> &'static Kmem<Host<HostCpu>> {
+        self.kmem
+    }
+
+    fn host(&self) -> &'static Host<HostCpu> {
+        self.kmem.platform()
+    }
+
+    /// The CPUs.
+    #[inline(always)]
+    pub fn cpu(&self) -> &'static HostCpu {
+        self.host().cpu()
+    }
+
+    /// Grace periods, and the readers that they wait for.
+    pub fn grace(&self) -> &'static EpochGrace<HostCpu> {
+        self.host().grace()
+    }
+
+    /// Begins a read-side section: see [`EpochGrace::read_lock`].
+    #[inline]
+    pub fn rcu_read_lock(&self) -> RcuReadGuard<'static> {
+        self.grace().read_lock()
+    }
+
+    /// Runs `f` with the calling thread as CPU `cpu`: see [`HostCpu::on_cpu`].
+    ///
+    /// # Safety
+    /// As for [`HostCpu::on_cpu`]: no pin and no read-side guard made inside outlives the call.
+    ///
+    /// # Errors
+    /// Those of [`HostCpu::on_cpu`].
+    #[inline]
+    pub unsafe fn on_cpu<R>(&self, cpu: CpuId, f: impl FnOnce() -> R) -> Result<R, BindError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.cpu().on_cpu(cpu, f) }
+    }
+
+    /// Which memory is where.
+    pub fn plan(&self) -> &'static MemoryPlan {
+        self.host().ram.plan()
+    }
+
+    /// Bytes of memory that the machine has.
+    pub fn ram_bytes(&self) -> u64 {
+        self.plan().nr_frames().saturating_mul(PAGE_SIZE as u64)
+    }
+
+    /// The file behind the memory, if it is [`RamBacking::Memfd`](crate::RamBacking::Memfd); see
+    /// [`file_offset`](Self::file_offset).
+    pub fn ram_file(&self) -> Option<BorrowedFd<'static>> {
+        self.host().ram.file()
+    }
+
+    /// Where a frame lies in [`ram_file`](Self::ram_file), in bytes; `None` for a number that is no frame's.
+    pub fn file_offset(&self, pfn: Pfn) -> Option<u64> {
+        self.host().table.address_of(pfn)?;
+        Some(pfn.checked_sub(self.plan().span().start)? * PAGE_SIZE as u64)
+    }
+
+    /// Bytes of the host's memory behind the machine's at the moment. Slow: walks the host's page tables.
+    pub fn resident_bytes(&self) -> u64 {
+        self.host().ram.resident_pages().saturating_mul(PAGE_SIZE as u64)
+    }
+
+    /// Gives free memory back to the host: at least `bytes`, or as much as there is. Returns how much it was, in bytes.
+    ///
+    /// Slow. It owns free blocks for a moment: a request that comes from another thread meanwhile finds less.
+    pub fn release_free(&self, bytes: u64) -> u64 {
+        self.kmem.slabs().shrink_all();
+        self.kmem.pages().drain_all_pages();
+        release_free(self.kmem.pages(), self.host().ram, bytes)
+    }
+
+    /// Gives free memory back until at most `bytes` are resident, if that is possible; returns how many are.
+    pub fn keep_resident_below(&self, bytes: u64) -> u64 {
+        let resident = self.resident_bytes();
+        if resident > bytes {
+            self.release_free(resident - bytes);
+        }
+        self.resident_bytes()
+    }
+
+    /// What has been reported since the last call, if reports are [captured](crate::Reports::Capture).
+    pub fn take_reports(&self) -> String {
+        self.host().context.take_reports()
+    }
+
+    /// Makes the `nth` page request from now on fail, once; zero: none. Requests that must not fail are not counted.
+    pub fn fail_page_request(&self, nth: u64) {
+        self.host().fail_page_request(nth);
+    }
+
+    /// Whether a failure asked for by [`fail_page_request`](Self::fail_page_request) is still to come.
+    pub fn failure_pending(&self) -> bool {
+        self.host().failure_pending()
+    }
+
+    /// Ends the machine and returns all its memory to the host. (The few words of this value itself stay.)
+    ///
+    /// # Safety
+    /// Called once; nothing of the machine is used any more, by any thread: no memory, cache or guard, and no reference to
+    /// any of its parts.
+    pub unsafe fn shut_down(&'static self) {
+        // SAFETY: nobody else is here, by the caller's promise, and nobody looks at the parts afterwards.
+        unsafe { ManuallyDrop::drop(&mut *self.parts.get()) };
+    }
+}

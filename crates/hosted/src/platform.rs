@@ -1,0 +1,66 @@
+//! A machine as [`kmem::Platform`].
+
+use kmem::Platform;
+use kmem_buddy::BuddyOptions;
+use kmem_gfp::{FlatFrameTable, Gfp, NodeId, Order, PfnRange};
+use kmem_kmalloc::KmallocConfig;
+use kmem_slab::SlabConfig;
+use kmem_sync::{Cpu, CpuId};
+
+use crate::host::{Host, HostContext, HostReclaimer};
+use crate::{EpochGrace, HostCpu};
+
+impl Platform for Host<HostCpu> {
+    type Cpu = HostCpu;
+    type Context = HostContext<HostCpu>;
+    type Grace = EpochGrace<HostCpu>;
+    type Reclaimer = HostReclaimer;
+    type Frames = FlatFrameTable;
+
+    #[inline(always)]
+    fn cpu(&self) -> &HostCpu {
+        &self.cpu
+    }
+    #[inline(always)]
+    fn context(&self) -> &HostContext<HostCpu> {
+        &self.context
+    }
+    #[inline(always)]
+    fn grace(&self) -> &EpochGrace<HostCpu> {
+        &self.grace
+    }
+    #[inline(always)]
+    fn reclaimer(&self) -> &HostReclaimer {
+        &self.reclaimer
+    }
+    #[inline(always)]
+    fn frames(&self) -> &FlatFrameTable {
+        &self.table
+    }
+    unsafe fn zero_frames(&self, range: PfnRange) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.ram.zero(range) }
+    }
+    fn entropy(&self) -> u64 {
+        self.tunables.entropy.unwrap_or(0x9e37_79b9_7f4a_7c15)
+    }
+    fn buddy_options(&self) -> BuddyOptions {
+        self.tunables.pages
+    }
+    fn slab_config(&self) -> SlabConfig {
+        self.tunables.slabs
+    }
+    fn kmalloc_config(&self) -> KmallocConfig {
+        self.tunables.kmalloc.clone().unwrap_or_default()
+    }
+    fn node_of_cpu(&self, cpu: CpuId) -> NodeId {
+        self.context.node_of(cpu)
+    }
+    fn node_has_cpus(&self, node: NodeId) -> bool {
+        (0..self.cpu.nr_cpus()).any(|cpu| self.context.node_of(CpuId(cpu)) == node)
+    }
+    #[inline(always)]
+    fn inject_failure(&self, _gfp: Gfp, _order: Order) -> bool {
+        self.fails_now()
+    }
+}
