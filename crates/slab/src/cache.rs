@@ -160,7 +160,8 @@ impl KmemCache {
             page_flags |= Gfp::RECLAIMABLE;
         }
         let mut care = 0;
-        let keeps = spec.ctor.is_some();
+        // Contents that mean something to readers, constructors or checks are not overwritten unasked.
+        let keeps = spec.ctor.is_some() || spec.flags.intersects(SlabFlags::TYPESAFE_BY_RCU | SlabFlags::POISON);
         if spec.flags.contains(SlabFlags::INIT_ON_ALLOC) && !keeps {
             care |= Gfp::ZERO.bits();
         }

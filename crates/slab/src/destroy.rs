@@ -8,14 +8,14 @@ use kmem_sync::atomic::Ordering;
 
 use crate::backend::Locking;
 use crate::create::names;
-use crate::node::Node;
+use crate::node::{List, Node};
 use crate::sheaf::{self, Sheaf};
 use crate::slab::Slab;
 use crate::{DestroyError, KmemCache, SlabEnv, Slabs};
 
 /// How many leftover objects a failed destruction reports.
 const REPORTED: usize = 32;
-/// Slabs whose free slots decide their place when a list is sorted.
+/// Slabs with at most so many free slots are put in order when a list is sorted.
 const SORTED: usize = 32;
 
 impl<E: SlabEnv> Slabs<E> {
@@ -81,21 +81,22 @@ impl<E: SlabEnv> Slabs<E> {
         }
     }
 
-    /// Moves the slabs with the fewest free slots to the front of the node's list.
+    /// Moves the slabs with the fewest free slots to the front of the node's list, in two passes.
     fn sort_partial(&self, node: &Node) {
         let frames = self.env.frames();
+        let mut by_free = [const { List::new() }; SORTED];
         node.with(self.env.cpu(), Locking::Wait, |slabs| {
-            for free in (1..=SORTED).rev() {
-                let mut left = slabs.partial.len;
-                let mut passed = 0;
-                while left > 0 {
-                    let Some(slab) = slabs.partial.iter(frames).nth(passed) else { break };
-                    left -= 1;
-                    if slab.state().free() == free {
-                        slabs.partial.unlink(frames, &slab);
-                        slabs.partial.push_head(frames, &slab);
-                    }
-                    passed += 1;
+            for slab in slabs.partial.iter(frames) {
+                let place = slab.state().free().checked_sub(1).and_then(|at| by_free.get_mut(at));
+                if let Some(place) = place {
+                    slabs.partial.unlink(frames, &slab);
+                    place.push_tail(frames, &slab);
+                }
+            }
+            for list in by_free.iter_mut().rev() {
+                while let Some(slab) = list.iter(frames).next() {
+                    list.unlink(frames, &slab);
+                    slabs.partial.push_head(frames, &slab);
                 }
             }
         });
@@ -108,9 +109,7 @@ impl<E: SlabEnv> Slabs<E> {
         self.flush_all(cache);
         for node in cache.nodes() {
             self.release_empty(cache, node);
-            if node.nr_partial() <= 64 {
-                self.sort_partial(node);
-            }
+            self.sort_partial(node);
         }
         self.poll_pending(cache);
         cache.nodes().any(|node| node.nr_slabs.load(Ordering::Acquire) > 0)

@@ -11,7 +11,7 @@
 use core::ptr::{self, NonNull};
 
 use kmem_gfp::{AllocContext, AllocError, Gfp, Order, PageAllocator, Pfn};
-use kmem_sync::atomic::{AtomicI64, AtomicPtr, Ordering};
+use kmem_sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, Ordering};
 use kmem_sync::{Cpu, SpinLock, const_fn};
 
 use crate::backend::Locking;
@@ -22,7 +22,7 @@ use crate::layout::ObjectLayout;
 use crate::node::Node;
 use crate::order::SlabOrders;
 use crate::slots::{Slot, Slots};
-use crate::{KmemCache, SlabConfig, SlabEnv, SlabFlags};
+use crate::{DebugOptions, KmemCache, SlabConfig, SlabEnv, SlabFlags};
 
 /// log2 of the smallest internal object.
 const META_SHIFT: u32 = 6;
@@ -46,6 +46,8 @@ pub(crate) struct Core {
     pub(crate) unreclaimable: AtomicI64,
     pub(crate) reclaimable: AtomicI64,
     pub(crate) metadata: AtomicI64,
+    /// Whether someone has been told that zeroing undoes a constructor.
+    pub(crate) warned_zero: AtomicBool,
     pub(crate) injector: Injector,
     pub(crate) meta: [KmemCache; META_CLASSES],
     /// Slots without sheaves, one for each CPU: where caches point whose requests need care.
@@ -152,6 +154,7 @@ impl<E: SlabEnv> Slabs<E> {
             unreclaimable: AtomicI64::new(0),
             reclaimable: AtomicI64::new(0),
             metadata: AtomicI64::new(order.nr_pages() as i64),
+            warned_zero: AtomicBool::new(false),
             injector: Injector::new(self.env.entropy()),
             meta,
             idle,
@@ -163,6 +166,9 @@ impl<E: SlabEnv> Slabs<E> {
         let won = self.core.compare_exchange(ptr::null_mut(), core.as_ptr(), Ordering::Release, Ordering::Relaxed);
         if won.is_err() {
             self.return_pages(pfn, order);
+        }
+        for letter in DebugOptions::parse(self.config.debug).unknown_letters() {
+            self.env.context().report(format_args!("slab_debug option '{letter}' unknown. skipped"));
         }
         Ok(())
     }

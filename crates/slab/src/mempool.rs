@@ -176,10 +176,9 @@ impl<'s, E: SlabEnv, S: ElementSource> Mempool<'s, E, S> {
     pub fn alloc(&self, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
         let flags = Self::flags(gfp)?;
         let mut attempt = flags.difference(Gfp::DIRECT_RECLAIM | Gfp::IO);
-        let faulty = self.faults.is_armed() && self.faults.fires(self.slabs.env.cpu());
+        let mut injected = self.faults.is_armed() && self.faults.fires(self.slabs.env.cpu());
         loop {
-            let injected = faulty && attempt != flags;
-            let failure = match injected {
+            let failure = match core::mem::replace(&mut injected, false) {
                 true => AllocError::Injected,
                 false => match self.source.alloc(attempt) {
                     Ok(element) => return Ok(element),

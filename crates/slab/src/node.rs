@@ -38,7 +38,7 @@ pub(crate) struct List {
 }
 
 impl List {
-    const fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { head: NIL, tail: NIL, len: 0 }
     }
 
@@ -96,7 +96,22 @@ impl List {
         self.len = self.len.saturating_sub(1);
     }
 
-    /// The slabs from the head on.
+    /// The slabs from the tail backwards.
+    pub(crate) fn iter_back<'f, F: FrameTable>(&self, frames: &'f F) -> impl Iterator<Item = Slab<'f>> + use<'f, F> {
+        let mut at = self.tail;
+        let mut left = self.len;
+        core::iter::from_fn(move || {
+            if at == NIL || left == 0 {
+                return None;
+            }
+            let slab = Slab::at(frames, Pfn(at as u64))?;
+            (at, _) = Self::links(frames, at);
+            left -= 1;
+            Some(slab)
+        })
+    }
+
+    /// The slabs from the head on. The one it is at may be unlinked.
     pub(crate) fn iter<'f, F: FrameTable>(&self, frames: &'f F) -> impl Iterator<Item = Slab<'f>> + use<'f, F> {
         let mut at = self.head;
         let mut left = self.len;

@@ -103,7 +103,8 @@ impl<E: SlabEnv> Slabs<E> {
         let cache = unsafe { owner_cache(owner) };
         let slot = address.wrapping_sub(slab.base.addr().get()) % cache.stride();
         let offset = slot.wrapping_sub(cache.layout.left_pad);
-        let inside = slot >= cache.layout.left_pad
+        let inside = slab.index_within(cache, slab.state().total(), address).is_some()
+            && slot >= cache.layout.left_pad
             && offset >= cache.useroffset
             && offset.checked_add(len).is_some_and(|end| end <= cache.useroffset + cache.usersize);
         if inside {

@@ -26,6 +26,14 @@ impl<E: SlabEnv> Slabs<E> {
         out: &mut [*mut u8],
         how: Locking,
     ) -> Result<usize, AllocError> {
+        if gfp.contains(Gfp::ZERO)
+            && cache.ctor.is_some()
+            && self.core().is_some_and(|core| !core.warned_zero.swap(true, Ordering::Relaxed))
+        {
+            self.env
+                .context()
+                .report(format_args!("cache {}: zeroed allocations undo what its constructor does", cache.name()));
+        }
         let held = cache.node(node).map_or(0, |node| node.nr_pages.load(Ordering::Relaxed));
         let (pfn, order) = self.slab_pages(cache, gfp, node, held, how)?;
         let frames = self.env.frames();
@@ -219,17 +227,19 @@ impl<E: SlabEnv> Slabs<E> {
         }
     }
 
-    /// Free slots on the node's partial slabs; long lists are sampled at their start and scaled.
+    /// Free slots on the node's partial slabs; long lists are sampled at both ends and scaled.
     pub(crate) fn count_free(&self, node: &Node, how: Locking) -> Option<u64> {
-        const SAMPLE: usize = 10_000;
+        const SAMPLE: usize = 5_000;
+        let frames = self.env.frames();
         node.with(self.env.cpu(), how, |slabs| {
-            let mut free = 0_u64;
-            let mut seen = 0_u64;
-            for slab in slabs.partial.iter(self.env.frames()).take(SAMPLE) {
-                free += slab.state().free() as u64;
-                seen += 1;
+            let len = slabs.partial.len as u64;
+            let free = |slab: Slab<'_>| slab.state().free() as u64;
+            if len <= 2 * SAMPLE as u64 {
+                return slabs.partial.iter(frames).map(free).sum();
             }
-            free.saturating_mul(slabs.partial.len as u64).checked_div(seen).unwrap_or(0)
+            let front: u64 = slabs.partial.iter(frames).take(SAMPLE).map(free).sum();
+            let back: u64 = slabs.partial.iter_back(frames).take(SAMPLE).map(free).sum();
+            (front + back).saturating_mul(len) / (2 * SAMPLE as u64)
         })
     }
 }

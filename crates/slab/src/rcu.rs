@@ -17,7 +17,7 @@ use kmem_sync::{Cpu, Grace, GracePeriod, IrqLock, const_fn};
 
 use crate::backend::Locking;
 use crate::sheaf::Sheaf;
-use crate::slab::{Slab, local_owner_word, owner_cache};
+use crate::slab::{Slab, local_owner_word, owner_cache, owner_node};
 use crate::{KmemCache, ObjectError, SlabEnv, Slabs};
 
 /// A place inside an object that lets it wait for a grace period on a list: 16 bytes that readers do not look at.
@@ -116,6 +116,8 @@ impl<E: SlabEnv> Slabs<E> {
         let (owner, _) = Slab::find(self.env.frames(), object).ok_or(ObjectError::NotSlab { address })?;
         // SAFETY: the frame belongs to a slab, so its cache lives.
         let cache = unsafe { owner_cache(owner) };
+        // Before the object is out of our hands: after that the cache may be destroyed.
+        self.poll_pending(cache);
         // SAFETY: given up by the caller.
         if !unsafe { self.push_rcu(cache, owner, object) } {
             let grace = self.env.grace().snapshot();
@@ -131,7 +133,6 @@ impl<E: SlabEnv> Slabs<E> {
                 queues.heads.1 = head;
             });
         }
-        self.poll_pending(cache);
         Ok(())
     }
 
@@ -150,9 +151,9 @@ impl<E: SlabEnv> Slabs<E> {
         let (owner, _) = Slab::find(self.env.frames(), object).ok_or(ObjectError::NotSlab { address })?;
         // SAFETY: the frame belongs to a slab, so its cache lives.
         let cache = unsafe { owner_cache(owner) };
+        self.poll_pending(cache);
         // SAFETY: given up by the caller.
         if unsafe { self.push_rcu(cache, owner, object) } {
-            self.poll_pending(cache);
             return Ok(());
         }
         self.env.grace().synchronize();
@@ -316,7 +317,11 @@ impl<E: SlabEnv> Slabs<E> {
     /// A sheaf whose objects are free at last: into the barn as a full one if there is room, else to the slabs.
     fn finish_sheaf(&self, cache: &KmemCache, sheaf: *mut Sheaf) {
         let cpu = self.env.cpu();
-        let node = self.env.context().local_node().index();
+        // SAFETY: the sheaf was taken off the queue. Its objects are all of the node of the CPU that filled it.
+        let first = unsafe { Sheaf::contents(sheaf) }.first().copied().and_then(NonNull::new);
+        let home =
+            first.and_then(|object| Slab::find(self.env.frames(), object)).and_then(|(owner, _)| owner_node(owner));
+        let node = home.unwrap_or_else(|| self.env.context().local_node().index());
         // SAFETY: the sheaf was taken off the queue.
         let full = unsafe { (*sheaf).len == (*sheaf).cap };
         if full && let Some(home) = cache.node(node) {

@@ -121,7 +121,9 @@ impl<E: SlabEnv> Slabs<E> {
             // SAFETY: the caller's promise.
             unsafe { cache.wipe_link(object) };
         }
-        if (gfp.bits() | care) & Gfp::ZERO.bits() != 0 {
+        // Families that zero every new object never touch constructed ones.
+        let constructed = cache.ctor.is_some() && cache.flags.contains(SlabFlags::INIT_ON_ALLOC);
+        if (gfp.bits() | care) & Gfp::ZERO.bits() != 0 && !constructed {
             let bytes = if cache.layout.size_offset.is_some() && requested != WHOLE {
                 requested.min(cache.object_size())
             } else {

@@ -16,7 +16,7 @@ struct Stretch {
     byte: u8,
 }
 
-/// Checks one stretch; a mismatch is reported (with the object's bytes, unless one has been already) and repaired.
+/// Checks one stretch; a mismatch is reported (the first with everything known of the object) and repaired.
 fn stretch<C: AllocContext>(
     context: &C,
     cache: &KmemCache,
@@ -31,14 +31,14 @@ fn stretch<C: AllocContext>(
     let last = bytes.iter().rposition(|found| *found != byte).unwrap_or(first);
     let found = bytes.get(first).copied().unwrap_or(0);
     let start = object.addr().get().wrapping_add_signed(offset);
+    report::bug(context, cache, format_args!("{what} overwritten"));
+    context.report(format_args!(
+        "{:#018x} - {:#018x} @offset={}. First byte {found:#x} instead of {byte:#x}",
+        start + first,
+        start + last,
+        (start + first).wrapping_sub(slab.base.addr().get())
+    ));
     if *errors == 0 {
-        report::bug(context, cache, format_args!("{what} overwritten"));
-        context.report(format_args!(
-            "{:#018x} - {:#018x} @offset={}. First byte {found:#x} instead of {byte:#x}",
-            start + first,
-            start + last,
-            (start + first).wrapping_sub(slab.base.addr().get())
-        ));
         report::object(context, cache, slab, object);
     }
     *errors += 1;

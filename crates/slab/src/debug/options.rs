@@ -9,8 +9,6 @@ pub struct CacheDebug {
     pub flags: SlabFlags,
     /// Letter `O`: leave out what makes objects larger, if that raises the smallest slab order.
     pub not_if_larger: bool,
-    /// Letters that mean nothing, as a count.
-    pub unknown_letters: u32,
 }
 
 /// A parsed option string.
@@ -32,6 +30,13 @@ impl<'t> DebugOptions<'t> {
     /// Takes the text; an empty one asks for nothing.
     pub const fn parse(text: &'t str) -> Self {
         Self { text }
+    }
+
+    /// Every letter that means nothing, in order.
+    pub fn unknown_letters(&self) -> impl Iterator<Item = char> + use<'t> {
+        let known = |letter: &char| "fzputao-".contains(letter.to_ascii_lowercase());
+        let blocks = self.text.split(';').flat_map(|block| block.split(',').next());
+        blocks.flat_map(str::chars).filter(move |letter| !known(letter))
     }
 
     /// The options of a cache: the first block that names it, else the last block without names. Caches with
@@ -79,7 +84,7 @@ fn letters(text: &str) -> CacheDebug {
             'a' => options.flags |= SlabFlags::FAILSLAB,
             'o' => options.not_if_larger = true,
             '-' => options.flags = SlabFlags::empty(),
-            _ => options.unknown_letters += 1,
+            _ => {}
         }
     }
     options
