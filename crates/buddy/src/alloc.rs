@@ -15,7 +15,7 @@ use kmem_sync::atomic::Ordering;
 
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
-use crate::pcp::{PageSets, ZoneSet, bump};
+use crate::pcp::{CpuBlock, ZoneSet, bump};
 use crate::state::State;
 use crate::stats::Event;
 use crate::take::Want;
@@ -61,6 +61,15 @@ impl<E: BuddyEnv> Buddy<E> {
         self.debug_sleep_check(gfp);
         if gfp.may_be_injected() && self.env().inject_failure(gfp, order) {
             return Err(AllocError::Injected);
+        }
+        let plain = node.is_none()
+            && !gfp.intersects(Gfp::ACCOUNT | Gfp::THISNODE)
+            && !(gfp.contains(Gfp::MOVABLE) && self.task_flags().contains(TaskFlags::PIN));
+        if plain && let Some(pfn) = self.pop_cached(gfp, order) {
+            if gfp.contains(Gfp::ZERO) {
+                self.zero_for_alloc(pfn, order);
+            }
+            return Ok(pfn);
         }
         self.alloc_checked(gfp, order, node)
     }
@@ -261,7 +270,7 @@ impl<E: BuddyEnv> Buddy<E> {
         stack: usize,
         request: &Request,
         flags: AllocFlags,
-        sets: &PageSets,
+        sets: &CpuBlock,
     ) -> Option<Pfn> {
         // SAFETY: inside the section of the set's CPU.
         if let Some(pfn) = unsafe { set.pop_any(stack) } {
@@ -273,7 +282,7 @@ impl<E: BuddyEnv> Buddy<E> {
             order: request.order.get(),
             nr: nr.min(set.room(stack) as u32),
             flags,
-            part: (sets.cpu.index(), state.slots.len()),
+            part: (sets.cpu.index(), state.nr_cpus()),
         };
         if want.nr == 0 {
             return None;
@@ -301,7 +310,7 @@ impl<E: BuddyEnv> Buddy<E> {
         let mut found = None;
         let counted = self
             .section(|sets| {
-                want.part = (sets.cpu.index(), state.slots.len());
+                want.part = (sets.cpu.index(), state.nr_cpus());
                 self.take(state, zone, &want, |pfn| found = Some(pfn));
                 if found.is_some() {
                     let set = sets.zone_set(zone);

@@ -12,14 +12,14 @@ use core::ptr::NonNull;
 
 use kmem_gfp::{AllocError, FreeError, Gfp, NodeId, Order, Pfn, PfnRange, TaskFlags, ZoneKind};
 use kmem_sync::atomic::{AtomicPtr, AtomicU32, Ordering};
-use kmem_sync::{Cpu, CpuId, CpuSlot, Pinned, const_fn};
+use kmem_sync::{Cpu, CpuId, UnsafeCell, const_fn};
 
 use crate::env::BuddyEnv;
 use crate::map::{MapError, MemoryMap};
 use crate::metadata::{self, Machine};
 use crate::options::BuddyOptions;
-use crate::pcp::{PageSets, stack_index};
-use crate::state::State;
+use crate::pcp::{CpuBlock, stack_index};
+use crate::state::{CpuPointer, State};
 use crate::table::Carver;
 use crate::zone::Zone;
 use crate::zonelist;
@@ -31,17 +31,30 @@ use crate::zonelist;
 /// the frames.
 ///
 /// # Invariants
-/// Once `nr_cpus` is not zero, `state` and `slots` point into the bookkeeping memory, fully initialised, for good.
+/// 1. `cpus` is written once, by `init`, while nobody else uses the allocator (its promise 3).
+/// 2. From then on it and `state` point into the bookkeeping memory, fully initialised, for good.
 #[derive(Debug)]
 pub struct Buddy<E: BuddyEnv> {
-    nr_cpus: AtomicU32,
+    cpus: UnsafeCell<Cpus>,
     /// 0: empty, 1: being initialised, 2: ready.
     phase: AtomicU32,
-    slots: AtomicPtr<CpuSlot<PageSets>>,
     state: AtomicPtr<State>,
     options: BuddyOptions,
     env: E,
 }
+
+/// Where the CPUs' blocks are.
+#[derive(Clone, Copy, Debug)]
+struct Cpus {
+    blocks: *const CpuPointer,
+    /// Zero until there are any.
+    nr: u32,
+}
+
+// SAFETY: invariant 1 of `Buddy`; everything else is `Sync` by itself.
+unsafe impl<E: BuddyEnv + Sync> Sync for Buddy<E> {}
+// SAFETY: nothing is tied to the creating thread.
+unsafe impl<E: BuddyEnv + Send> Send for Buddy<E> {}
 
 /// Flags whose requests the inline path leaves alone.
 const SLOWER: Gfp = Gfp::ZERO.union(Gfp::ACCOUNT).union(Gfp::THISNODE);
@@ -58,9 +71,8 @@ impl<E: BuddyEnv> Buddy<E> {
         /// As [`new`](Self::new), with choices.
         pub fn with_options(env: E, options: BuddyOptions) -> Self {
             Self {
-                nr_cpus: AtomicU32::new(0),
+                cpus: UnsafeCell::new(Cpus { blocks: core::ptr::null(), nr: 0 }),
                 phase: AtomicU32::new(0),
-                slots: AtomicPtr::new(core::ptr::null_mut()),
                 state: AtomicPtr::new(core::ptr::null_mut()),
                 options,
                 env,
@@ -100,6 +112,8 @@ impl<E: BuddyEnv> Buddy<E> {
     /// 1. `metadata` has the [`metadata_layout`](Self::metadata_layout) of the same map, is used by nobody else, and stays
     ///    so as long as this allocator is used.
     /// 2. The frames of the map that are not reserved are used by nobody else; `metadata` is not in them.
+    /// 3. Nobody calls another method meanwhile, and whoever does so later knows (by any synchronization) that this call
+    ///    has returned.
     pub unsafe fn init(&self, map: &MemoryMap<'_>, metadata: NonNull<u8>) -> Result<(), MapError> {
         map.check()?;
         let layout = self.metadata_layout(map)?;
@@ -124,16 +138,39 @@ impl<E: BuddyEnv> Buddy<E> {
         zonelist::build(state, &self.env);
         metadata::link_arena(state, map, arena, &placed.segments);
         self.state.store(core::ptr::from_ref(state).cast_mut(), Ordering::Relaxed);
-        self.slots.store(state.slots.start().as_ptr(), Ordering::Relaxed);
         self.reconfigure(state, true);
-        for slot in state.slots.iter() {
-            // Nobody has a CPU's section yet: no CPU is told of the slots before `nr_cpus` is set.
-            slot.with_revoked(self.env.cpu(), |sets| sets.remember_largest(arena));
+        for block in state.cpus() {
+            block.remember_largest(arena);
         }
+        self.zero_at_start(map);
+        let cpus = Cpus { blocks: state.blocks.start().as_ptr(), nr: state.nr_cpus() as u32 };
+        // SAFETY: nobody else uses the allocator yet (promise 3).
+        self.cpus.with_mut(|slot| unsafe { *slot = cpus });
         self.phase.store(2, Ordering::Release);
-        // Release pairs with the acquire in `section`.
-        self.nr_cpus.store(state.slots.len() as u32, Ordering::Release);
         Ok(())
+    }
+
+    /// With `init_on_free` everything that is free has been zeroed, from the start on.
+    fn zero_at_start(&self, map: &MemoryMap<'_>) {
+        if !self.options.init_on_free {
+            return;
+        }
+        for run in map.runs() {
+            for number in run.block.number..run.block.number + run.len {
+                for (i, &word) in run.block.managed.iter().enumerate() {
+                    let first = number * 512 + i as u64 * 64;
+                    let mut left = word;
+                    while left != 0 {
+                        let start = left.trailing_zeros();
+                        let len = (left >> start).trailing_ones();
+                        let frames = PfnRange::with_len(Pfn(first + u64::from(start)), u64::from(len));
+                        // SAFETY: free frames of the map, which are ours.
+                        unsafe { self.env.zero_frames(frames.unwrap_or_default()) };
+                        left &= !(crate::bits::low(len) << start);
+                    }
+                }
+            }
+        }
     }
 
     /// The bookkeeping memory that [`add_region`](Self::add_region) needs for `map`.
@@ -193,6 +230,7 @@ impl<E: BuddyEnv> Buddy<E> {
             }
             state.metadata_bytes.fetch_add(carver.used_bytes() as u64, Ordering::Relaxed);
         });
+        self.zero_at_start(&map);
         self.reconfigure(state, true);
         Ok(())
     }
@@ -200,7 +238,7 @@ impl<E: BuddyEnv> Buddy<E> {
     /// What has been built, if anything has.
     #[inline(always)]
     pub(crate) fn state(&self) -> Option<&State> {
-        // SAFETY: null or initialised for good (type invariant); stored before `nr_cpus`, or seen through `phase`.
+        // SAFETY: null, or initialised for good before it was stored (invariant 2).
         unsafe { self.state.load(Ordering::Acquire).as_ref() }
     }
 
@@ -209,20 +247,84 @@ impl<E: BuddyEnv> Buddy<E> {
         self.phase.load(Ordering::Acquire) == 2
     }
 
-    /// Runs `f` on this CPU's page sets; `None` if there are none at the moment (no CPU, interrupted section, revoked, not
-    /// initialised).
+    /// Pins the running CPU and runs `f` with its block; `None` without a CPU or before `init`.
     #[inline(always)]
-    pub(crate) fn section<R>(&self, f: impl FnOnce(&mut PageSets) -> R) -> Option<R> {
-        // Acquire pairs with the release in `init`.
-        let nr_cpus = self.nr_cpus.load(Ordering::Acquire);
-        let pin = Pinned::new(self.env.cpu())?;
-        if pin.id().0 >= nr_cpus {
-            return None;
+    fn on_cpu<R>(&self, f: impl FnOnce(&CpuBlock) -> Option<R>) -> Option<R> {
+        // SAFETY: written before anybody else came (invariant 1).
+        let cpus = self.cpus.with(|cpus| unsafe { *cpus });
+        // Without a CPU the number is the largest there is: one comparison serves both.
+        let pinned = self.env.cpu().try_pin();
+        let id = match pinned {
+            Some(id) => id.0,
+            None => u32::MAX,
+        };
+        let result = if id < cpus.nr {
+            // SAFETY: below the number of pointers, each to a block that is initialised for good (invariant 2).
+            f(unsafe { (*cpus.blocks.add(id as usize)).0.as_ref() })
+        } else {
+            None
+        };
+        if let Some(id) = pinned {
+            // SAFETY: pinned above, and nothing pinned since is still so.
+            unsafe { self.env.cpu().unpin(id) };
         }
-        // SAFETY: below the number of slots, which are initialised for good (type invariant).
-        let slot = unsafe { &*self.slots.load(Ordering::Relaxed).add(pin.id().index()) };
-        // SAFETY: pinned to the slot's CPU until `pin` is dropped.
-        unsafe { slot.try_with::<E::Cpu, R>(f) }
+        result
+    }
+
+    /// Runs `f` in a full section of this CPU; `None` if that cannot be had at the moment (no CPU, interrupted section,
+    /// revoked, not initialised).
+    #[inline]
+    pub(crate) fn section<R>(&self, f: impl FnOnce(&CpuBlock) -> R) -> Option<R> {
+        self.on_cpu(|block| {
+            // SAFETY: pinned to the block's CPU for the whole call.
+            if !unsafe { block.lock.try_enter::<E::Cpu>() } {
+                return None;
+            }
+            let result = f(block);
+            // SAFETY: entered above.
+            unsafe { block.lock.exit() };
+            Some(result)
+        })
+    }
+
+    /// Runs `f` in a fast section of this CPU, which may use open stacks only.
+    #[inline(always)]
+    fn fast_section<R>(&self, f: impl FnOnce(&CpuBlock) -> Option<R>) -> Option<R> {
+        self.on_cpu(|block| {
+            // SAFETY: pinned to the block's CPU for the whole call. The section reaches entries through `floor` and `limit`
+            // of a stack, which a revoker takes away (`revoked`).
+            if !unsafe { block.lock.try_enter_unrevoked::<E::Cpu>() } {
+                return None;
+            }
+            let result = f(block);
+            // SAFETY: entered above.
+            unsafe { block.lock.exit() };
+            result
+        })
+    }
+
+    /// Runs `f` on a CPU's block with that CPU shut out of its sections. Only where sleeping is allowed, and not inside a
+    /// section.
+    pub(crate) fn revoked<R>(&self, state: &State, block: &CpuBlock, f: impl FnOnce(&CpuBlock) -> R) -> R {
+        let cpu = self.env.cpu();
+        // From here on nobody opens stacks for lack of pressure.
+        for zone in state.zones.iter() {
+            zone.gate.with(cpu, |drains| *drains += 1);
+        }
+        block.lock.revoke(cpu);
+        // Full sections are over and do not begin again, so nobody reopens what is closed now; fast ones that saw it
+        // open are waited for.
+        block.close();
+        // SAFETY: revoked above.
+        unsafe { block.lock.wait_again(cpu) };
+        let result = f(block);
+        // SAFETY: as above.
+        unsafe { block.lock.unrevoke() };
+        for zone in state.zones.iter() {
+            zone.gate.with(cpu, |drains| *drains -= 1);
+            self.settle(state, zone);
+        }
+        result
     }
 
     /// Allocates `1 << order` contiguous frames, aligned to their count, from the zones that `gfp` allows, preferably on
@@ -248,7 +350,7 @@ impl<E: BuddyEnv> Buddy<E> {
             self.debug_sleep_check(gfp);
             if gfp.contains(Gfp::NOFAIL) || !self.env.inject_failure(gfp, order) {
                 // SAFETY: inside this CPU's section, whose stacks these are.
-                if let Some(Some(pfn)) = self.section(|sets| unsafe { sets.route(gfp.bits()).pop() }) {
+                if let Some(pfn) = self.fast_section(|block| unsafe { block.route(gfp.bits()).pop() }) {
                     return Ok(pfn);
                 }
             } else {
@@ -273,15 +375,30 @@ impl<E: BuddyEnv> Buddy<E> {
     #[inline(always)]
     pub unsafe fn free_pages(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         if order.get() == 0 {
-            let pushed = self.section(|sets| {
+            let pushed = self.fast_section(|block| {
                 // SAFETY: inside this CPU's section, whose stacks these are.
-                sets.list(pfn).is_some_and(|list| unsafe { list.push(pfn) })
+                unsafe { block.list(pfn)?.push(pfn).then_some(()) }
             });
-            if pushed == Some(true) {
+            if pushed.is_some() {
                 return Ok(());
             }
         }
         self.free_general(pfn, order)
+    }
+
+    /// The fast path of every cached order.
+    #[inline]
+    pub(crate) fn pop_cached(&self, gfp: Gfp, order: Order) -> Option<Pfn> {
+        // SAFETY: inside this CPU's section, whose stacks these are.
+        self.fast_section(|block| unsafe { block.route_for(gfp.bits(), order)?.pop() })
+    }
+
+    /// The fast path back of every cached order.
+    #[inline]
+    pub(crate) fn push_cached(&self, pfn: Pfn, order: Order) -> bool {
+        // SAFETY: inside this CPU's section, whose stacks these are.
+        let push = |block: &CpuBlock| unsafe { block.list_for(pfn, order)?.push(pfn).then_some(()) };
+        pfn.is_aligned(order) && self.fast_section(push).is_some()
     }
 
     /// Complains in debug builds about a request that may sleep in a context that may not.

@@ -5,11 +5,9 @@ use kmem_gfp::{Gfp, NodeId, Pfn, PfnRange, ZoneKind};
 use kmem_sync::CpuId;
 use kmem_sync::atomic::Ordering;
 
-use core::ptr::NonNull;
-
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
-use crate::pcp::{NEVER, PageSets, STACKS};
+use crate::pcp::{CpuBlock, STACKS};
 use crate::state::State;
 use crate::stats::Event;
 use crate::watermark::TuneError;
@@ -49,12 +47,12 @@ impl<E: BuddyEnv> Buddy<E> {
     }
 
     fn drain_where(&self, state: &State, wanted: impl Fn(&Zone) -> bool) {
-        for slot in state.slots.iter() {
-            slot.with_revoked(self.env().cpu(), |sets| self.drain_sets(state, sets, &wanted));
+        for block in state.cpus() {
+            self.revoked(state, block, |block| self.drain_sets(state, block, &wanted));
         }
     }
 
-    fn drain_sets(&self, state: &State, sets: &mut PageSets, wanted: &dyn Fn(&Zone) -> bool) {
+    fn drain_sets(&self, state: &State, sets: &CpuBlock, wanted: &dyn Fn(&Zone) -> bool) {
         for zone in state.zones.iter().filter(|zone| wanted(zone)) {
             if let Some(set) = sets.zone_set(zone) {
                 self.drain_pages(state, zone, set, 0, u64::MAX >> 16);
@@ -85,13 +83,13 @@ impl<E: BuddyEnv> Buddy<E> {
     /// Recomputes marks, reserves, set sizes and routes, after the size of memory or a tunable changed.
     pub(crate) fn reconfigure(&self, state: &State, with_min_free: bool) {
         let local_cpus = |node: NodeId| {
-            (0..state.slots.len() as u32).filter(|&cpu| self.env().node_of_cpu(CpuId(cpu)) == node).count() as u32
+            (0..state.nr_cpus() as u32).filter(|&cpu| self.env().node_of_cpu(CpuId(cpu)) == node).count() as u32
         };
         state.config.with(self.env().cpu(), |()| {
             state.recompute(with_min_free, self.options().huge_pages, &local_cpus);
         });
-        for slot in state.slots.iter() {
-            slot.with_revoked(self.env().cpu(), |sets| self.build_routes(state, sets));
+        for block in state.cpus() {
+            self.build_routes(state, block);
         }
         for zone in state.zones.iter() {
             self.settle(state, zone);
@@ -100,24 +98,17 @@ impl<E: BuddyEnv> Buddy<E> {
     }
 
     /// Which stack of this CPU serves each combination of the low five flag bits.
-    fn build_routes(&self, state: &State, sets: &mut PageSets) {
+    fn build_routes(&self, state: &State, block: &CpuBlock) {
         let grouping =
             if state.grouping.load(Ordering::Relaxed) { MobilityGrouping::Enabled } else { MobilityGrouping::Disabled };
-        let node = if sets.node.0 < state.nr_nodes { sets.node } else { NodeId(0) };
+        let node = if block.node.0 < state.nr_nodes { block.node } else { NodeId(0) };
         for bits in 0..32u32 {
             let selection = state.zone_table.select(Gfp::from_bits_retain(bits), grouping).ok();
             let zone = selection.and_then(|selection| {
                 state.zonelist(node).find(|zone| zone.kind <= selection.ceiling && zone.managed_pages() > 0)
             });
-            let stack = zone.zip(selection).and_then(|(zone, selection)| {
-                let set = sets.zone_set(zone)?;
-                set.stacks.get(self.stack_for(zone, kmem_gfp::Order::ZERO, selection.migrate_type)?).map(NonNull::from)
-            });
-            // SAFETY: there is at least one set, and `NEVER` is one of its stacks.
-            let never = NonNull::from(unsafe { &sets.sets.as_ref().stacks[NEVER] });
-            if let Some(route) = sets.route.get_mut(bits as usize) {
-                *route = stack.unwrap_or(never);
-            }
+            let migratetype = selection.map(|selection| selection.migrate_type);
+            block.set_route(bits as usize, zone.zip(migratetype));
         }
     }
 

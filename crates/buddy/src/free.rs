@@ -28,6 +28,9 @@ impl<E: BuddyEnv> Buddy<E> {
     /// Every free that the inline path does not take.
     #[inline(never)]
     pub(crate) fn free_general(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+        if order > Order::ZERO && self.push_cached(pfn, order) {
+            return Ok(());
+        }
         let state = self.state().ok_or(FreeError::Foreign(pfn))?;
         let (block, zone) = self.locate(state, pfn, order)?;
         if self.options().check_free {

@@ -10,21 +10,20 @@
 //! that, but for the very small ones whose fixed parts alone are more.
 
 use core::alloc::Layout;
-use core::ptr::NonNull;
 
 use kmem_gfp::select::ZoneTable;
 use kmem_gfp::{MigrateType, NodeId, ZoneKind};
 use kmem_sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use kmem_sync::{CpuId, CpuSlot, IrqLock};
+use kmem_sync::{CpuId, IrqLock};
 
 use crate::arena::{Arena, Gap, Span};
 use crate::hints::Hints;
 use crate::line::{Line, WORDS, largest_in};
 use crate::map::{BlockOf, MapError, MemoryMap, Run, Runs};
 use crate::options::BuddyOptions;
-use crate::pcp::{PageSets, ZoneSet, entries_for};
+use crate::pcp::{CpuBlock, entries_for};
 use crate::record::{MAX_ZONES, Record};
-use crate::state::{State, Tunables};
+use crate::state::{CpuPointer, State, Tunables};
 use crate::table::{Carver, Table};
 use crate::zone::{Segment, Zone};
 
@@ -315,12 +314,14 @@ pub(crate) fn carve(
     };
     let zonelists = carver.table(nr_zones.saturating_mul(nr_nodes), |_| AtomicU32::new(0));
     let (arena, segments) = carve_arena(map, carver, &machine.options, &zones, &zone_number);
-    let sets = carver.table(nr_sets.saturating_mul(nr_cpus), |_| ZoneSet::new());
-    let slots = carver.table(nr_cpus, |cpu| {
-        let cpu = CpuId(cpu as u32);
-        let first = sets.get(cpu.index() * nr_sets).map_or(NonNull::dangling(), NonNull::from);
-        // SAFETY: this CPU's sets; a map that passed its check has memory and so at least one set.
-        CpuSlot::new(unsafe { PageSets::new(cpu, node_of_cpu(cpu), first) })
+    let stride = CpuBlock::size(nr_sets);
+    let memory = carver.bytes(stride.checked_mul(nr_cpus));
+    let placing = carver.is_placing();
+    let blocks = carver.table(nr_cpus, |cpu| {
+        let id = CpuId(cpu as u32);
+        debug_assert!(placing);
+        // SAFETY: this CPU's part of the memory just carved.
+        CpuPointer(unsafe { CpuBlock::write(memory.add(cpu * stride), id, node_of_cpu(id), nr_sets) })
     });
     let total = counts(map).managed;
     // What is left of half a byte per frame.
@@ -338,8 +339,10 @@ pub(crate) fn carve(
         if managed_of(zone.number) == 0 {
             continue;
         }
-        for cpu in 0..nr_cpus {
-            if let (Some(zone_set), true) = (sets.get(cpu * nr_sets + set), next < entries.len()) {
+        for pointer in blocks.iter() {
+            // SAFETY: written just above.
+            let zone_set = unsafe { pointer.0.as_ref() }.set(set);
+            if let (Some(zone_set), true) = (zone_set, next < entries.len()) {
                 // SAFETY: `nr_entries` counted this part; nobody else knows the set yet.
                 unsafe { zone_set.open(entries.start().add(next), room as u32) };
                 next += entries_for(room);
@@ -347,21 +350,17 @@ pub(crate) fn carve(
         }
     }
     let optional = map.optional_zones();
-    let mut parts = Some((zones, zonelists, slots, sets));
+    let mut parts = Some((zones, zonelists, blocks));
     let state = carver.table(1, |_| {
-        let (zones, zonelists, slots, sets) =
-            parts.take().unwrap_or((Table::empty(), Table::empty(), Table::empty(), Table::empty()));
+        let (zones, zonelists, blocks) = parts.take().unwrap_or((Table::empty(), Table::empty(), Table::empty()));
         State {
             zones,
             kinds,
             nr_kinds,
             nr_nodes: nr_nodes as u32,
             zone_table: ZoneTable::new(optional),
-            optional,
             zonelists,
-            slots,
-            sets,
-            nr_sets,
+            blocks,
             arenas: AtomicPtr::new(core::ptr::null_mut()),
             tunables: Tunables::new(),
             grouping: AtomicBool::new(true),

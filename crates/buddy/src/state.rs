@@ -3,7 +3,7 @@
 //! ```text
 //! State ─▶ zones[node x kind]      ─▶ segments ─▶ arenas
 //!       ─▶ zonelists[node][rank]      every zone, nearest node first, highest kind first within a node
-//!       ─▶ slots[cpu]                 page sets
+//!       ─▶ blocks[cpu]                page sets
 //! ```
 //!
 //! Built once by value in the caller's memory, never moved, never freed. What may change is atomic; the configuration
@@ -11,13 +11,13 @@
 
 use core::ptr::NonNull;
 
-use kmem_gfp::select::{OptionalZones, ZoneTable};
+use kmem_gfp::select::ZoneTable;
 use kmem_gfp::{NodeId, Pfn, ZoneKind};
+use kmem_sync::IrqLock;
 use kmem_sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use kmem_sync::{CpuSlot, IrqLock};
 
 use crate::arena::{Arena, Block};
-use crate::pcp::{PageSets, ZoneSet};
+use crate::pcp::{CpuBlock, ZoneSet};
 use crate::stats::Event;
 use crate::table::Table;
 use crate::zone::Zone;
@@ -47,6 +47,16 @@ impl Tunables {
     }
 }
 
+/// Where a CPU's block lies.
+#[derive(Clone, Copy, Debug)]
+#[repr(transparent)]
+pub(crate) struct CpuPointer(pub(crate) NonNull<CpuBlock>);
+
+// SAFETY: gives out shared references to a `Sync` type.
+unsafe impl Sync for CpuPointer {}
+// SAFETY: as above.
+unsafe impl Send for CpuPointer {}
+
 /// Everything behind a [`Buddy`](crate::Buddy).
 #[derive(Debug)]
 pub(crate) struct State {
@@ -56,13 +66,10 @@ pub(crate) struct State {
     pub(crate) nr_kinds: usize,
     pub(crate) nr_nodes: u32,
     pub(crate) zone_table: ZoneTable,
-    pub(crate) optional: OptionalZones,
     /// For each node all zones' numbers in the order in which they are tried.
     pub(crate) zonelists: Table<AtomicU32>,
-    pub(crate) slots: Table<CpuSlot<PageSets>>,
-    /// All CPUs' zone sets: `cpu * nr_sets + set`.
-    pub(crate) sets: Table<ZoneSet>,
-    pub(crate) nr_sets: usize,
+    /// Each CPU's block.
+    pub(crate) blocks: Table<CpuPointer>,
     pub(crate) arenas: AtomicPtr<Arena>,
     pub(crate) tunables: Tunables,
     /// Pages are grouped by mobility.
@@ -131,15 +138,21 @@ impl State {
         self.arenas().find_map(|arena| arena.block_of(pfn))
     }
 
+    /// Every CPU's block.
+    pub(crate) fn cpus(&self) -> impl Iterator<Item = &CpuBlock> {
+        // SAFETY: written when the allocator was initialised, in memory that outlives it.
+        self.blocks.iter().map(|pointer| unsafe { pointer.0.as_ref() })
+    }
+
+    /// How many CPUs there are.
+    pub(crate) fn nr_cpus(&self) -> usize {
+        self.blocks.len()
+    }
+
     /// Every CPU's set of a zone.
     pub(crate) fn sets_of(&self, zone: &Zone) -> impl Iterator<Item = &ZoneSet> {
         let set = zone.set;
-        (0..self.slots.len()).filter_map(move |cpu| self.sets.get(cpu * self.nr_sets + set?))
-    }
-
-    /// A CPU's first zone set.
-    pub(crate) fn sets_of_cpu(&self, cpu: usize) -> Option<NonNull<ZoneSet>> {
-        self.sets.get(cpu * self.nr_sets).map(NonNull::from)
+        self.cpus().filter_map(move |block| block.set(set?))
     }
 
     /// Counts an event.

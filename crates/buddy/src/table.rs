@@ -98,6 +98,30 @@ impl Carver {
         Table { first, len }
     }
 
+    /// Unwritten memory, aligned to 64 bytes; dangling while measuring.
+    pub(crate) fn bytes(&mut self, size: Option<usize>) -> NonNull<u8> {
+        #[derive(Clone, Copy)]
+        #[repr(align(64))]
+        struct Unit;
+        let start = self.used.checked_next_multiple_of(align_of::<Unit>());
+        let end = start.and_then(|start| start.checked_add(size?));
+        let (Some(start), Some(end)) = (start, end) else {
+            self.overflow = true;
+            return NonNull::<Unit>::dangling().cast();
+        };
+        self.used = end;
+        match self.memory {
+            // SAFETY: inside the memory by the promise of `placing`.
+            Some(memory) => unsafe { memory.add(start) },
+            None => NonNull::<Unit>::dangling().cast(),
+        }
+    }
+
+    /// Whether tables are written.
+    pub(crate) const fn is_placing(&self) -> bool {
+        self.memory.is_some()
+    }
+
     /// Size and alignment of everything so far; `None` if it does not fit the address space.
     pub(crate) fn layout(&self) -> Option<Layout> {
         if self.overflow {

@@ -196,10 +196,11 @@ impl<E: BuddyEnv> Buddy<E> {
     pub(crate) fn settle(&self, state: &State, zone: &Zone) {
         loop {
             let pressed = |zone: &Zone| self.should_press(zone, zone.free.load(Ordering::SeqCst));
-            let done = zone.gate.try_with(|()| {
+            let done = zone.gate.try_with(|drains| {
                 let close = pressed(zone);
                 zone.pressed.store(close, Ordering::SeqCst);
-                let open = !close && self.options().allows_fast_path() && !zone.has_flag(flag::SETS_OFF);
+                let open =
+                    !close && *drains == 0 && self.options().allows_fast_path() && !zone.has_flag(flag::SETS_OFF);
                 for set in state.sets_of(zone) {
                     set.set_open(open);
                 }

@@ -202,7 +202,7 @@ impl State {
         for zone in self.zones.iter() {
             let batch = pcp_batch(zone.managed_pages());
             let cpus = match local_cpus(zone.node) {
-                0 => self.slots.len() as u32,
+                0 => self.nr_cpus() as u32,
                 cpus => cpus,
             };
             let (min, max) = pcp_high(zone.managed_pages(), zone.mark(Watermark::Low), cpus, batch, fraction);

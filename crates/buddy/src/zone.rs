@@ -17,7 +17,7 @@ use kmem_sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, 
 
 use crate::arena::{Arena, Block};
 use crate::hints::Hints;
-use crate::pcp::{NEVER, Stack, ZoneSet};
+use crate::pcp::{CpuBlock, NEVER, Stack};
 
 /// Pageblocks of one zone with consecutive indices in one arena.
 #[derive(Debug)]
@@ -86,8 +86,8 @@ pub struct Zone {
     pub(crate) span_end: AtomicU64,
     pub(crate) marks: [AtomicU64; Watermark::COUNT],
     pub(crate) lowmem_reserve: [AtomicU64; ZoneKind::COUNT],
-    /// Serialises opening and closing the sets.
-    pub(crate) gate: SpinLock<()>,
+    /// Serialises opening and closing the sets; how many drains want them closed.
+    pub(crate) gate: SpinLock<u32>,
 
     /// Counts of contexts without a CPU of their own.
     pub(crate) allocated_pages: AtomicU64,
@@ -123,7 +123,7 @@ impl Zone {
             span_end: zero(),
             marks: core::array::from_fn(|_| zero()),
             lowmem_reserve: core::array::from_fn(|_| zero()),
-            gate: SpinLock::new(()),
+            gate: SpinLock::new(0),
             allocated_pages: zero(),
             allocated_calls: zero(),
             freed_pages: zero(),
@@ -224,7 +224,7 @@ impl Zone {
         }
     }
 
-    /// Where pages of a pageblock of this type are cached: the byte offset of the order-0 stack in a CPU's sets.
+    /// Where pages of a pageblock of this type are cached: the byte offset of the order-0 stack in a CPU's block.
     pub(crate) fn list_of(&self, migratetype: MigrateType) -> u32 {
         let slot = match migratetype {
             MigrateType::Unmovable => 0,
@@ -233,7 +233,7 @@ impl Zone {
             MigrateType::Isolate => NEVER,
         };
         let set = self.set.unwrap_or(0);
-        (set * size_of::<ZoneSet>() + slot * size_of::<Stack>()) as u32
+        (CpuBlock::size(set) + slot * size_of::<Stack>()) as u32
     }
 
     /// The zone's segments.
