@@ -1,1 +1,44 @@
-//! The memory-allocation stack of a kernel, wired together for one platform
+//! The facade, in reading order:
+//!
+//! - [`Platform`]: what a machine supplies;
+//! - [`KmemCell`] and [`Kmem`]: where the allocators live, and the familiar names in one place;
+//! - [`KmemGlobal`], [`GfpAlloc`]: the machine for Rust's collections;
+//! - the layers, re-exported: [`gfp`], [`buddy`], [`slab`], [`kmalloc`](mod@kmalloc), [`sync`].
+#![doc = include_str!("../README.md")]
+#![no_std]
+
+mod caches;
+mod cell;
+mod error;
+mod global;
+mod handle;
+mod kmem;
+mod many;
+mod names;
+mod platform;
+mod scopes;
+
+pub use cell::KmemCell;
+pub use error::InitError;
+pub use global::KmemGlobal;
+pub use handle::GfpAlloc;
+pub use kmem::Kmem;
+pub use platform::{ObjectSide, PageSide, Platform};
+
+pub use kmem_buddy as buddy;
+pub use kmem_buddy::{MapError, MemoryMap, Region, ZoneLimits};
+pub use kmem_gfp as gfp;
+pub use kmem_gfp::{
+    AllocError, FreeError, Gfp, MigrateType, NodeId, Order, PAGE_SHIFT, PAGE_SIZE, Pages, Pfn, PfnRange, ZoneKind,
+    struct_size,
+};
+pub use kmem_kmalloc as kmalloc;
+pub use kmem_kmalloc::{KBox, KMALLOC_MAX_SIZE, KMALLOC_MINALIGN, KfreeError, KreallocError, ZERO_SIZE_PTR};
+pub use kmem_slab as slab;
+pub use kmem_slab::{
+    Cache, CacheArgs, CacheBox, CreateError, DestroyError, KmemCache, ObjectError, RcuHead, SlabFlags,
+};
+pub use kmem_sync as sync;
+
+/// The page allocator of a machine.
+pub type PageSource<P> = kmem_buddy::Buddy<PageSide<P>>;

@@ -1,0 +1,272 @@
+//! [`Platform`]: everything that the allocators need from the machine below them, in one trait.
+//!
+//! ```text
+//! Platform ─┬─ cpu()         which CPU, pin, interrupts off             kmem_sync::Cpu
+//!           ├─ context()     the running task: may it sleep, scopes     kmem_gfp::AllocContext
+//!           ├─ grace()       when every reader has finished             kmem_sync::GracePeriod
+//!           ├─ reclaimer()   what to do about a shortage                kmem_gfp::Reclaimer
+//!           ├─ frames()      frame ◀─▶ address, three words a frame     kmem_gfp::FrameTable
+//!           └─ questions with defaults: nodes, zeroing, entropy, fault injection, tunables
+//! ```
+//!
+//! `docs/porting.md` goes through it item by item.
+
+use kmem_buddy::{BuddyEnv, BuddyOptions};
+use kmem_gfp::{AllocContext, FrameTable, Gfp, NodeId, Order, PAGE_SIZE, PfnRange, ReclaimRequest, Reclaimer};
+use kmem_kmalloc::KmallocConfig;
+use kmem_slab::{SlabConfig, SlabEnv};
+use kmem_sync::{Cpu, CpuId, GracePeriod};
+
+/// What a machine supplies.
+///
+/// The five parts are required; each has a "there is none" implementation for machines without it
+/// ([`SingleCpu`](kmem_sync::SingleCpu), [`PlainContext`](kmem_gfp::PlainContext),
+/// [`NoReaders`](kmem_sync::NoReaders), [`NoReclaim`](kmem_gfp::NoReclaim)) and
+/// [`FlatFrameTable`](kmem_gfp::FlatFrameTable) for memory that is mapped in one piece. The rest are questions whose
+/// default answer is right for a machine with one node and nothing special.
+///
+/// Each method returns the same part, or for constants the same answer, every time. Methods may be called in every
+/// context that an allocator is called in, and must not allocate from this machine.
+pub trait Platform: Sync + 'static {
+    /// The CPUs.
+    type Cpu: Cpu;
+    /// The running task and context.
+    type Context: AllocContext;
+    /// Grace periods.
+    type Grace: GracePeriod;
+    /// Reclaim.
+    type Reclaimer: Reclaimer;
+    /// The frame table.
+    type Frames: FrameTable;
+
+    /// Which CPU runs this code and how to stay on it. On every fast path: should inline to a register read.
+    fn cpu(&self) -> &Self::Cpu;
+
+    /// What the running task may do. On fast paths of the page allocator.
+    fn context(&self) -> &Self::Context;
+
+    /// When every reader that runs now has finished: for typesafe caches, `kfree_rcu`, cache destruction.
+    fn grace(&self) -> &Self::Grace;
+
+    /// What to do about a shortage of pages.
+    fn reclaimer(&self) -> &Self::Reclaimer;
+
+    /// Where each frame is mapped, and its owner's words. On the fast path of `kfree`.
+    fn frames(&self) -> &Self::Frames;
+
+    /// Fills frames with zeroes. The default writes through [`frames`](Self::frames); a platform with a faster way, or
+    /// with frames that are not mapped all the time, has its own.
+    ///
+    /// # Safety
+    /// The caller owns the frames.
+    unsafe fn zero_frames(&self, range: PfnRange) {
+        for pfn in range.iter() {
+            if let Some(page) = self.frames().address_of(pfn) {
+                // SAFETY: mapped, page-sized and writable (promise 2 of `FrameTable`), and the caller owns it.
+                unsafe { page.write_bytes(0, PAGE_SIZE) };
+            }
+        }
+    }
+
+    /// A number that an attacker cannot guess, for the secrets of freelists and partitions. The default is a constant,
+    /// which keeps runs repeatable and hardens nothing.
+    fn entropy(&self) -> u64 {
+        0x9e37_79b9_7f4a_7c15
+    }
+
+    /// Choices of the page allocator. Read once, when the machine is set up.
+    fn buddy_options(&self) -> BuddyOptions {
+        BuddyOptions::new()
+    }
+
+    /// Tunables of the object caches. Read once, when the machine is set up.
+    fn slab_config(&self) -> SlabConfig {
+        SlabConfig::DEFAULT
+    }
+
+    /// Which kmalloc caches there are. Read once, when the machine is set up.
+    fn kmalloc_config(&self) -> KmallocConfig {
+        KmallocConfig::default()
+    }
+
+    /// The node that a CPU belongs to.
+    fn node_of_cpu(&self, cpu: CpuId) -> NodeId {
+        let _ = cpu;
+        NodeId(0)
+    }
+
+    /// The distance between two nodes; 10 to itself. Asked when zonelists are built.
+    fn distance(&self, from: NodeId, to: NodeId) -> u32 {
+        if from == to { 10 } else { 20 }
+    }
+
+    /// Whether a node has CPUs. Asked when zonelists are built.
+    fn node_has_cpus(&self, node: NodeId) -> bool {
+        let _ = node;
+        true
+    }
+
+    /// Whether background reclaim is working on a node at the moment; such nodes are passed over at first.
+    fn background_running(&self, node: NodeId) -> bool {
+        let _ = node;
+        false
+    }
+
+    /// Whether the cpuset of the running task lets `gfp` use a node.
+    fn node_allowed(&self, node: NodeId, gfp: Gfp) -> bool {
+        let _ = (node, gfp);
+        true
+    }
+
+    /// Whether a node holds more dirty pages than it should; asked for [`Gfp::WRITE`].
+    fn over_dirty_limit(&self, node: NodeId) -> bool {
+        let _ = node;
+        false
+    }
+
+    /// Node reclaim: frees what is cheap to free on a node before another one is used. `true` if anything was freed.
+    /// Called only where the request may sleep.
+    fn reclaim_node(&self, node: NodeId, request: &ReclaimRequest) -> bool {
+        let _ = (node, request);
+        false
+    }
+
+    /// How many allocated frames of a pageblock could be moved; `None` if that is unknown.
+    fn movable_pages(&self, pageblock: PfnRange) -> Option<u64> {
+        let _ = pageblock;
+        None
+    }
+
+    /// Charges the current memory cgroup for [`Gfp::ACCOUNT`] pages; `false` if it is over its limit.
+    fn charge(&self, gfp: Gfp, order: Order) -> bool {
+        let _ = (gfp, order);
+        true
+    }
+
+    /// Fault injection: whether this page request is to fail. Never asked for [`Gfp::NOFAIL`].
+    #[inline(always)]
+    fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {
+        let _ = (gfp, order);
+        false
+    }
+
+    /// How many pages fit this CPU's share of the last cache; 0 if unknown.
+    fn cache_slice_pages(&self, cpu: CpuId) -> u64 {
+        let _ = cpu;
+        0
+    }
+}
+
+/// The platform as the page allocator sees it.
+#[derive(Debug)]
+pub struct PageSide<P: 'static>(pub(crate) &'static P);
+
+impl<P: Platform> Clone for PageSide<P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<P: Platform> Copy for PageSide<P> {}
+
+impl<P: Platform> BuddyEnv for PageSide<P> {
+    type Cpu = P::Cpu;
+    type Context = P::Context;
+    type Reclaimer = P::Reclaimer;
+
+    #[inline(always)]
+    fn cpu(&self) -> &P::Cpu {
+        self.0.cpu()
+    }
+    #[inline(always)]
+    fn context(&self) -> &P::Context {
+        self.0.context()
+    }
+    #[inline(always)]
+    fn reclaimer(&self) -> &P::Reclaimer {
+        self.0.reclaimer()
+    }
+    unsafe fn zero_frames(&self, range: PfnRange) {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.0.zero_frames(range) }
+    }
+    fn node_of_cpu(&self, cpu: CpuId) -> NodeId {
+        self.0.node_of_cpu(cpu)
+    }
+    fn distance(&self, from: NodeId, to: NodeId) -> u32 {
+        self.0.distance(from, to)
+    }
+    fn node_has_cpus(&self, node: NodeId) -> bool {
+        self.0.node_has_cpus(node)
+    }
+    fn background_running(&self, node: NodeId) -> bool {
+        self.0.background_running(node)
+    }
+    fn node_allowed(&self, node: NodeId, gfp: Gfp) -> bool {
+        self.0.node_allowed(node, gfp)
+    }
+    fn over_dirty_limit(&self, node: NodeId) -> bool {
+        self.0.over_dirty_limit(node)
+    }
+    fn reclaim_node(&self, node: NodeId, request: &ReclaimRequest) -> bool {
+        self.0.reclaim_node(node, request)
+    }
+    fn movable_pages(&self, pageblock: PfnRange) -> Option<u64> {
+        self.0.movable_pages(pageblock)
+    }
+    fn charge(&self, gfp: Gfp, order: Order) -> bool {
+        self.0.charge(gfp, order)
+    }
+    #[inline(always)]
+    fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {
+        self.0.inject_failure(gfp, order)
+    }
+    fn cache_slice_pages(&self, cpu: CpuId) -> u64 {
+        self.0.cache_slice_pages(cpu)
+    }
+}
+
+/// The platform and its page allocator as the object caches see them.
+#[derive(Debug)]
+pub struct ObjectSide<P: Platform> {
+    pub(crate) platform: &'static P,
+    pub(crate) pages: &'static crate::PageSource<P>,
+}
+
+impl<P: Platform> Clone for ObjectSide<P> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+impl<P: Platform> Copy for ObjectSide<P> {}
+
+impl<P: Platform> SlabEnv for ObjectSide<P> {
+    type Cpu = P::Cpu;
+    type Pages = crate::PageSource<P>;
+    type Frames = P::Frames;
+    type Context = P::Context;
+    type Grace = P::Grace;
+
+    #[inline(always)]
+    fn cpu(&self) -> &P::Cpu {
+        self.platform.cpu()
+    }
+    #[inline(always)]
+    fn pages(&self) -> &Self::Pages {
+        self.pages
+    }
+    #[inline(always)]
+    fn frames(&self) -> &P::Frames {
+        self.platform.frames()
+    }
+    #[inline(always)]
+    fn context(&self) -> &P::Context {
+        self.platform.context()
+    }
+    #[inline(always)]
+    fn grace(&self) -> &P::Grace {
+        self.platform.grace()
+    }
+    fn entropy(&self) -> u64 {
+        self.platform.entropy()
+    }
+}
