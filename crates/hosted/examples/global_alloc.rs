@@ -103,11 +103,11 @@ fn churn() {
         .map(|thread| {
             let give = give.clone();
             std::thread::spawn(move || {
-                for generation in 0..6 {
+                for generation in 0..4 {
                     let give = give.clone();
                     let seed = thread * 1000 + generation * 7 + 1;
                     let worker = std::thread::spawn(move || {
-                        work(150, seed, |block| give.send(block).expect("the taker outlives the workers"));
+                        work(100, seed, |block| give.send(block).expect("the taker outlives the workers"));
                     });
                     worker.join().expect("no worker panics");
                 }
@@ -188,10 +188,22 @@ fn forks() {
         match unsafe { libc::fork() } {
             0 => {
                 inherited.truncate(10);
-                work(200, fork + 1, drop);
+                work(100, fork + 1, drop);
+                let grandchild = fork % 3 == 0;
+                // SAFETY: as above.
+                if grandchild && unsafe { libc::fork() } == 0 {
+                    work(50, fork + 2, drop);
+                    // SAFETY: as below.
+                    unsafe { libc::_exit(0) };
+                }
                 let threads: Vec<_> =
                     (0..3).map(|thread| std::thread::spawn(move || work(50, fork + thread, drop))).collect();
-                let fine = threads.into_iter().all(|thread| thread.join().is_ok());
+                let mut fine = threads.into_iter().all(|thread| thread.join().is_ok());
+                if grandchild {
+                    let mut status = 0;
+                    // SAFETY: our only child, waited for once.
+                    fine &= unsafe { libc::wait(&mut status) } > 0 && status == 0;
+                }
                 drop(inherited);
                 // SAFETY: no destructors and no output of the parent's run twice.
                 unsafe { libc::_exit(if fine { 0 } else { 1 }) };

@@ -31,6 +31,8 @@ pub(crate) struct ThreadWords {
     pub(crate) task: Cell<u32>,
     /// How deep the thread is in sections of the global heap that may hold shared locks.
     pub(crate) shared_depth: Cell<u32>,
+    /// Whether barriers on all CPUs are unnecessary for what the thread is doing: it is about to fork.
+    pub(crate) barriers_made: Cell<bool>,
     /// How often [`relax`] was called.
     spins: Cell<u32>,
     /// The machine (by the base of its CPU numbers) that had no CPU for this thread when it last asked.
@@ -47,6 +49,7 @@ thread_local! {
             heap_cpu: Cell::new(NO_HEAP_CPU),
             task: Cell::new(0),
             shared_depth: Cell::new(0),
+            barriers_made: Cell::new(false),
             spins: Cell::new(0),
             denied_by: Cell::new(NO_MACHINE_CPU),
             token: Cell::new(0),

@@ -157,12 +157,19 @@ fn wait_for_shared(cpu: u32, state: IrqState) {
     }
 }
 
-/// Closes the per-CPU sections: from the return on nobody enters one. Those that are inside are still there.
-pub(super) fn close_sections() {
+/// Closes the per-CPU sections: whoever enters one from now on finds that and leaves. Runs `wait`, which revokes every slot
+/// once and so waits for those that are inside.
+///
+/// The barrier made here serves all those revocations: a section entered before it is seen to be held, one entered
+/// after it sees the door closed.
+pub(super) fn close_sections(wait: impl FnOnce()) {
     while SECTIONS_CLOSED.swap(true, Ordering::AcqRel) {
-        relax();
+        sys::sched_yield();
     }
     barrier::all_cpus();
+    thread::with(|thread| thread.barriers_made.set(true));
+    wait();
+    thread::with(|thread| thread.barriers_made.set(false));
 }
 
 /// Closes the sections with shared locks and waits until every other thread has left its own.
@@ -174,32 +181,42 @@ pub(super) fn close_shared() {
     }
 }
 
-/// Opens both doors.
-pub(super) fn open() {
+/// Opens the sections with shared locks.
+pub(super) fn open_shared() {
     SHARED_CLOSED.store(false, Ordering::Release);
+}
+
+/// Opens the per-CPU sections.
+pub(super) fn open_sections() {
     SECTIONS_CLOSED.store(false, Ordering::Release);
 }
 
-/// In the child of a fork: takes back the CPUs of the threads that are not there. Both doors are closed.
-pub(super) fn reclaim_orphans() {
+/// In the child of a fork: takes back the CPUs of the threads that are not there, each after `leave` has run as that
+/// CPU. The per-CPU sections are closed, the shared ones open.
+pub(super) fn reclaim_orphans(leave: impl Fn()) {
     let own = thread::known_token();
+    let cpu = thread::with(|thread| thread.heap_cpu.get());
     let nr = NR_CPUS.load(Ordering::Relaxed);
     let mut nr_free = 0;
-    for slot in SLOTS.iter().take(nr as usize) {
-        if own.is_none_or(|own| !slot.is_owned_by(own)) {
-            // SAFETY: the owner, if there is one, does not exist in this process.
+    SHARED_THREADS.store(0, Ordering::Relaxed);
+    for (orphan, slot) in (0..nr).zip(&SLOTS).filter(|(_, slot)| own.is_none_or(|own| !slot.is_owned_by(own))) {
+        if !slot.is_free() {
+            slot.set_inside_shared(false);
+            thread::with(|thread| thread.heap_cpu.set(orphan));
+            leave();
+            thread::with(|thread| thread.heap_cpu.set(cpu));
+            // SAFETY: the owner does not exist in this process, and nothing is pinned any more.
             unsafe { slot.give_back() };
-            nr_free += 1;
         }
+        nr_free += 1;
     }
     TABLE.set_nr_free(nr_free);
-    SHARED_THREADS.store(0, Ordering::Relaxed);
 }
 
 // SAFETY: 1. A thread's number names the slot that it owns from `find_cpu` until its end (or the end of its process's other
 // threads in a fork's child); a slot has one owner; ids are below `NR_CPUS` by `take_any`'s limit. 2. Signal handlers must
 // not allocate, by the documentation of `HostedAlloc`. 3. Taking a slot acquires what giving it back released. 4. There
-// are no interrupts. 5. `barrier::all_cpus`.
+// are no interrupts. 5. `barrier::all_cpus`; or `close_sections` has made one that serves.
 unsafe impl Cpu for HeapCpu {
     const REENTRANT: bool = false;
 
@@ -231,7 +248,9 @@ unsafe impl Cpu for HeapCpu {
         relax();
     }
     fn barrier_all_cpus(&self) {
-        barrier::all_cpus();
+        if !thread::with(|thread| thread.barriers_made.get()) {
+            barrier::all_cpus();
+        }
     }
     #[inline(always)]
     fn sections_closed() -> bool {

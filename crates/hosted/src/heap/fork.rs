@@ -3,23 +3,24 @@
 //!
 //! ```text
 //! prepare   1  close the per-CPU sections; from here on everybody takes the shared paths
-//!           2  empty every CPU's sheaves and page sets: the revocation waits for whoever is still inside
+//!           2  wait for whoever is still inside one
 //!           3  close the sections with shared locks, wait until the last one has ended
 //! parent    open both
-//! child     take back the CPUs of the threads that are not there, open both
+//! child     open the shared ones, take back the CPUs of the threads that are not there, open the others
 //! ```
 //!
-//! What remains running between 3 and the fork are single compare-and-swap operations on free bits and slabs. A thread
-//! that is between two of those when the child is made has taken objects or frames that nobody will ever give back
-//! in the child: they are lost to the child, and nothing else happens.
+//! Two things may be under way at the fork. A thread that has just entered a per-CPU section and not yet found it closed
+//! leaves it marked as entered; the child enters and leaves every section of an orphaned CPU, which clears the mark. And
+//! single compare-and-swap operations on free bits and slabs go on without a lock: a thread between two of those has taken
+//! objects or frames that nobody gives back in the child. They are lost to the child, and nothing else happens.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use kmem_sync::{Cpu, CpuId};
+use kmem_gfp::Order;
 
-use super::cpu::{self, HeapCpu};
 use super::env::{BUDDY, SLABS, host};
-use super::limit;
+use super::large::GFP;
+use super::{alloc, cpu, limit};
 
 /// Registers the handlers; once.
 pub(super) fn register() {
@@ -32,21 +33,29 @@ pub(super) fn register() {
 }
 
 extern "C" fn prepare() {
-    cpu::close_sections();
-    for cpu in 0..HeapCpu::new().nr_cpus() {
-        SLABS.cpu_dead(CpuId(cpu));
-    }
-    BUDDY.drain_all_pages();
+    cpu::close_sections(|| {
+        SLABS.wait_sections();
+        BUDDY.drain_all_pages();
+    });
     cpu::close_shared();
 }
 
 extern "C" fn parent() {
-    cpu::open();
+    cpu::open_shared();
+    cpu::open_sections();
 }
 
 extern "C" fn child() {
-    cpu::reclaim_orphans();
+    cpu::open_shared();
     limit::after_fork();
     host().grace.forget_shared();
-    cpu::open();
+    cpu::reclaim_orphans(|| {
+        alloc::visit_every_section();
+        if let Ok(page) = BUDDY.alloc_pages(GFP, Order::ZERO, None) {
+            // SAFETY: ours, unused.
+            let freed = unsafe { BUDDY.free_pages(page, Order::ZERO) };
+            debug_assert!(freed.is_ok(), "{freed:?}");
+        }
+    });
+    cpu::open_sections();
 }
