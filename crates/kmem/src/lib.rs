@@ -17,6 +17,7 @@ mod many;
 mod names;
 mod platform;
 mod scopes;
+mod views;
 
 pub use cell::KmemCell;
 pub use error::InitError;
@@ -24,6 +25,7 @@ pub use global::KmemGlobal;
 pub use handle::GfpAlloc;
 pub use kmem::Kmem;
 pub use platform::{ObjectSide, PageSide, Platform};
+pub use views::SlabInfo;
 
 pub use kmem_buddy as buddy;
 pub use kmem_buddy::{MapError, MemoryMap, Region, ZoneLimits};
