@@ -207,7 +207,8 @@ impl<E: SlabEnv> Slabs<E> {
     }
 
     fn meta_class(&self, size_bytes: usize) -> Option<&KmemCache> {
-        let class = size_bytes.max(1).next_power_of_two().trailing_zeros().saturating_sub(META_SHIFT);
+        let log2 = usize::BITS - size_bytes.saturating_sub(1).leading_zeros();
+        let class = log2.saturating_sub(META_SHIFT);
         self.core()?.meta.get(class as usize)
     }
 

@@ -258,7 +258,9 @@ impl<E: SlabEnv> Slabs<E> {
                     }
                     if !check::chain(context, cache, &slab, None).sound {
                         errors += 1;
-                        self.correct_counts(cache, &slab);
+                        if !self.correct_counts(cache, &slab) {
+                            self.leave_frozen(cache, slabs, &slab);
+                        }
                         continue;
                     }
                     for_each_used(cache, &slab, |index| {
@@ -271,8 +273,8 @@ impl<E: SlabEnv> Slabs<E> {
         Some(errors)
     }
 
-    /// Sets the number of objects in use to what the chain says.
-    fn correct_counts(&self, cache: &KmemCache, slab: &Slab<'_>) {
+    /// Sets the number of objects in use to what the chain says; `false` if it goes round in a circle.
+    fn correct_counts(&self, cache: &KmemCache, slab: &Slab<'_>) -> bool {
         let state = slab.state();
         let total = state.total();
         let mut length = 0;
@@ -285,9 +287,13 @@ impl<E: SlabEnv> Slabs<E> {
             let next = unsafe { cache.next(slab.object(cache, index)) };
             at = if next.is_null() { None } else { slab.index(cache, total, next) };
         }
-        if at.is_none() && slab.swap_state(state, state.with(state.head(), total - length)) {
+        if at.is_some() {
+            return false;
+        }
+        if slab.swap_state(state, state.with(state.head(), total - length)) {
             report::fix(self.env.context(), cache, format_args!("Object count adjusted to {}", total - length));
         }
+        true
     }
 
     /// Who allocated or freed an object last. `None` if it is no object of a cache that stores users.
