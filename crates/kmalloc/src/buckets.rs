@@ -95,13 +95,7 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
     /// [`DestroyError`] if objects are left: each is reported. Those objects stay valid and may be freed; caches of the set
     /// that had none are gone, the others stay behind without the set.
     pub fn kmem_buckets_destroy(&self, buckets: KmemBuckets<'s>) -> Result<(), DestroyError> {
-        let mut result = Ok(());
-        for cache in buckets.classes.iter() {
-            // SAFETY: the set ends here, and only it gave out references to the cache.
-            if let Err(error) = unsafe { self.slabs.destroy(cache) } {
-                result = result.and(Err(error));
-            }
-        }
-        result
+        // SAFETY: the set ends here, and only it gave out references to its caches.
+        unsafe { buckets.classes.destroy(self.slabs) }
     }
 }

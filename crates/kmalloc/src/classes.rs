@@ -2,7 +2,7 @@
 
 use core::fmt::{self, Write};
 
-use kmem_slab::{CacheArgs, CreateError, Ctor, KmemCache, SlabEnv, SlabFlags, Slabs};
+use kmem_slab::{CacheArgs, CreateError, Ctor, DestroyError, KmemCache, SlabEnv, SlabFlags, Slabs};
 
 use crate::{MinAlign, SizeClass};
 
@@ -62,7 +62,7 @@ impl<'s> Classes<'s> {
                 Err(error) => {
                     if let Some(any) = made.iter().flatten().next().copied() {
                         // SAFETY: nobody has seen the set.
-                        unsafe { Self::fill(made, any).destroy_unused(slabs) };
+                        let _ = unsafe { Self::fill(made, any).destroy(slabs) };
                     }
                     return Err(error);
                 }
@@ -90,16 +90,20 @@ impl<'s> Classes<'s> {
         })
     }
 
-    /// Destroys the caches of a set from which nobody has allocated.
+    /// Destroys the caches; those with objects left stay behind.
     ///
     /// # Safety
-    /// Nobody uses a copy of this set any more, and no object of its caches is in use.
-    pub(crate) unsafe fn destroy_unused<E: SlabEnv>(&self, slabs: &'s Slabs<E>) {
+    /// Nobody uses a copy of this set any more.
+    ///
+    /// # Errors
+    /// The first [`DestroyError`]. Objects left stay valid.
+    pub(crate) unsafe fn destroy<E: SlabEnv>(&self, slabs: &'s Slabs<E>) -> Result<(), DestroyError> {
+        let mut result = Ok(());
         for cache in self.iter() {
             // SAFETY: the caller's promise.
-            let destroyed = unsafe { slabs.destroy(cache) };
-            debug_assert!(destroyed.is_ok(), "{destroyed:?}");
+            result = result.and(unsafe { slabs.destroy(cache) });
         }
+        result
     }
 
     /// Whether both are the same set.

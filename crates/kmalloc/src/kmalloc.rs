@@ -16,7 +16,7 @@ use core::ptr::NonNull;
 
 use kmem_gfp::size::array_size;
 use kmem_gfp::{AllocContext, AllocError, Gfp, NodeId};
-use kmem_slab::{CreateError, KmemCache, SlabEnv, SlabFlags, Slabs};
+use kmem_slab::{CreateError, DestroyError, KmemCache, SlabEnv, SlabFlags, Slabs};
 use kmem_sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use kmem_sync::{Cpu, PerCpu};
 
@@ -91,10 +91,21 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
         match this.complete() {
             Ok(()) => Ok(this),
             Err(error) => {
-                this.teardown();
+                // Nobody has allocated from it, so nothing remains.
+                let _ = this.teardown();
                 Err(error)
             }
         }
+    }
+
+    /// Waits for everything freed through RCU and destroys the caches. May sleep.
+    ///
+    /// # Errors
+    /// [`DestroyError`] if blocks are in use: each is reported, stays valid and can be freed by the [`slabs`](Self::slabs);
+    /// its cache stays behind, all others are gone.
+    pub fn destroy(mut self) -> Result<(), DestroyError> {
+        self.kfree_rcu_barrier();
+        self.teardown()
     }
 
     /// The family of caches beneath.
@@ -353,15 +364,16 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
         Ok(())
     }
 
-    /// Destroys all caches of a value from which nobody has allocated.
+    /// Destroys all caches. The value is not used again.
     #[cold]
-    fn teardown(&mut self) {
+    fn teardown(&mut self) -> Result<(), DestroyError> {
         let normal = self.kinds[0];
+        let mut result = Ok(());
         if let Some(partitions) = self.partitions.take() {
             // SAFETY: written by `create_partitions`.
             for classes in unsafe { partitions.as_ref() }.iter().filter(|classes| !classes.same_as(&normal)) {
-                // SAFETY: nobody has allocated from this value, which ends here.
-                unsafe { classes.destroy_unused(self.slabs) };
+                // SAFETY: the value that held the set ends here.
+                result = result.and(unsafe { classes.destroy(self.slabs) });
             }
             // SAFETY: ours, and nobody uses it any more.
             let _ = unsafe { self.kfree(partitions.as_ptr().cast()) };
@@ -373,10 +385,10 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
         }
         for classes in self.kinds.iter().skip(1).filter(|classes| !classes.same_as(&normal)) {
             // SAFETY: as above.
-            unsafe { classes.destroy_unused(self.slabs) };
+            result = result.and(unsafe { classes.destroy(self.slabs) });
         }
         // SAFETY: as above; the counters and partitions have been freed.
-        unsafe { normal.destroy_unused(self.slabs) };
+        result.and(unsafe { normal.destroy(self.slabs) })
     }
 }
 

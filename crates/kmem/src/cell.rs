@@ -123,11 +123,11 @@ unsafe fn fill<P: Platform>(
     // unless this function fails, and then in reverse order after the last borrower is gone.
     unsafe {
         (&raw mut (*place).platform).write(platform);
-        let platform: &'static P = &*(&raw const (*place).platform);
+        let platform: &'static P = &(*place).platform;
         let undo_platform = OnFailure(&raw mut (*place).platform);
 
         (&raw mut (*place).pages).write(PageSource::with_options(PageSide(platform), platform.buddy_options()));
-        let pages: &'static PageSource<P> = &*(&raw const (*place).pages);
+        let pages: &'static PageSource<P> = &(*place).pages;
         let undo_pages = OnFailure(&raw mut (*place).pages);
         let layout = pages.metadata_layout(map)?;
         let metadata =
@@ -136,7 +136,7 @@ unsafe fn fill<P: Platform>(
 
         let slabs = Slabs::with_config(ObjectSide { platform, pages }, platform.slab_config());
         (&raw mut (*place).slabs).write(slabs);
-        let slabs: &'static Slabs<ObjectSide<P>> = &*(&raw const (*place).slabs);
+        let slabs: &'static Slabs<ObjectSide<P>> = &(*place).slabs;
         let undo_slabs = OnFailure(&raw mut (*place).slabs);
         slabs.init()?;
 

@@ -403,3 +403,32 @@ fn every_class_exists_once() {
         }
     });
 }
+
+#[test]
+fn everything_freed_and_destroyed_is_everything_back() {
+    let env = TestEnv::new(4096, 2);
+    let slabs = slabs(&env);
+    let config = KmallocConfig { dma: true, cgroup: true, partitions: true, ..KmallocConfig::default() };
+    let kmalloc = Kmalloc::new(&slabs, config).unwrap();
+    let blocks: Vec<_> = (0..300).map(|n| kmalloc.kmalloc(n * 53, KERNEL).unwrap().as_ptr()).collect();
+    // SAFETY: allocated above.
+    unsafe { kmalloc.kfree_bulk(&blocks) }.unwrap();
+    kmalloc.destroy().unwrap();
+    drop(slabs);
+    assert_eq!(env.pages.in_use(), 0);
+    assert!(env.owners().is_empty());
+}
+
+#[test]
+fn destroying_with_a_block_in_use_leaves_the_block_valid() {
+    let env = TestEnv::new(4096, 1);
+    let slabs = slabs(&env);
+    let kmalloc = Kmalloc::new(&slabs, KmallocConfig::default()).unwrap();
+    let block = kmalloc.kmalloc(100, KERNEL).unwrap();
+    // SAFETY: ours, of that size.
+    unsafe { block.write_bytes(7, 100) };
+    assert!(kmalloc.destroy().is_err());
+    assert_eq!(bytes(block, 100), [7; 100]);
+    // SAFETY: allocated above.
+    unsafe { slabs.free_any(block) }.unwrap();
+}

@@ -1,0 +1,7 @@
+//! The rows of the contract on the hosted machine, each by its name.
+
+mod caches;
+mod flags;
+mod freeing;
+mod kmalloc;
+mod pressure;
