@@ -29,6 +29,10 @@ unsafe fn pop_many(sheaf: *mut Sheaf, out: &mut [*mut u8]) -> usize {
     unsafe {
         let len = (*sheaf).len as usize;
         let count = len.min(out.len());
+        if count == 0 {
+            // Perhaps the shared sheaf without room, which is never written.
+            return 0;
+        }
         ptr::copy_nonoverlapping(Sheaf::objects(sheaf).add(len - count), out.as_mut_ptr(), count);
         (*sheaf).len = (len - count) as u32;
         count
@@ -198,8 +202,10 @@ impl<E: SlabEnv> Slabs<E> {
                 let len = (*main).len as usize;
                 let room = (*main).cap as usize - len;
                 let count = leading(frames, *owner, objects.get(..objects.len().min(room))?);
-                ptr::copy_nonoverlapping(objects.as_ptr(), Sheaf::objects(main).add(len), count);
-                (*main).len = (len + count) as u32;
+                if count > 0 {
+                    ptr::copy_nonoverlapping(objects.as_ptr(), Sheaf::objects(main).add(len), count);
+                    (*main).len = (len + count) as u32;
+                }
                 Some(count)
             })
         };

@@ -174,22 +174,28 @@ impl<E: SlabEnv> Slabs<E> {
         node: usize,
         how: Locking,
     ) -> Result<NonNull<u8>, AllocError> {
+        // Places beyond the count returned may have been written as well.
         let mut one = [core::ptr::null_mut()];
-        if let Some(home) = cache.node(node)
-            && self.take_partial(cache, home, &mut one, how) == 0
-        {
-            self.take_elsewhere(cache, gfp, node, &mut one, how, Reach::Spare);
+        let mut got = cache.node(node).map_or(0, |home| self.take_partial(cache, home, &mut one, how));
+        if got == 0 {
+            got = self.take_elsewhere(cache, gfp, node, &mut one, how, Reach::Spare);
         }
-        if let Some(object) = one.first().copied().and_then(NonNull::new) {
-            return Ok(object);
-        }
-        let made = self.new_slab(cache, gfp, node, &mut one, how);
-        if made.is_err() && self.take_elsewhere(cache, gfp, node, &mut one, how, Reach::Any) == 0 {
-            self.report_out_of_memory(cache, gfp, node);
+        let mut failure = no_memory(gfp);
+        if got == 0 {
+            match self.new_slab(cache, gfp, node, &mut one, how) {
+                Ok(made) => got = made,
+                Err(error) => {
+                    failure = error;
+                    got = self.take_elsewhere(cache, gfp, node, &mut one, how, Reach::Any);
+                }
+            }
         }
         match one.first().copied().and_then(NonNull::new) {
-            Some(object) => Ok(object),
-            None => Err(made.err().unwrap_or(no_memory(gfp))),
+            Some(object) if got > 0 => Ok(object),
+            _ => {
+                self.report_out_of_memory(cache, gfp, node);
+                Err(failure)
+            }
         }
     }
 

@@ -97,9 +97,13 @@ pub(crate) struct TestPages {
     nr_nodes: u32,
     /// Countdown to a failing call; negative is never.
     fail_in: AtomicI64,
+    fail_from: AtomicI64,
+    /// Requests so far.
     pub(crate) calls: AtomicU64,
     /// Fails every call while set.
     pub(crate) exhausted: AtomicBool,
+    /// The failing call is the last that gets anywhere: all behind it fail as well.
+    pub(crate) for_good: AtomicBool,
     /// Refuses blocks above order 0.
     pub(crate) fragmented: AtomicBool,
     /// Every request seen: flags, order.
@@ -110,8 +114,17 @@ impl TestPages {
     pub(crate) fn in_use(&self) -> usize {
         self.frames.lock().unwrap().taken.iter().filter(|taken| **taken).count()
     }
+    /// Fails the call after `calls` more; negative is none.
     pub(crate) fn fail_in(&self, calls: i64) {
         self.fail_in.store(calls, Ordering::Relaxed);
+    }
+    /// What is left of the countdown; negative once it has fired.
+    pub(crate) fn fail_in_left(&self) -> i64 {
+        self.fail_in.load(Ordering::Relaxed)
+    }
+    /// Fails every call after `calls` more; negative is none.
+    pub(crate) fn fail_from(&self, calls: i64) {
+        self.fail_from.store(calls, Ordering::Relaxed);
     }
     fn take(&self, gfp: Gfp, order: Order, node: Option<NodeId>) -> Result<Pfn, AllocError> {
         self.calls.fetch_add(1, Ordering::Relaxed);
@@ -120,8 +133,16 @@ impl TestPages {
         if fails >= 0 {
             self.fail_in.store(fails - 1, Ordering::Relaxed);
             if fails == 0 {
+                if self.for_good.load(Ordering::Relaxed) {
+                    self.exhausted.store(true, Ordering::Relaxed);
+                }
                 return Err(AllocError::NoMemory { order, gfp });
             }
+        }
+        match self.fail_from.load(Ordering::Relaxed) {
+            0 => return Err(AllocError::NoMemory { order, gfp }),
+            left if left > 0 => self.fail_from.store(left - 1, Ordering::Relaxed),
+            _ => {}
         }
         if self.exhausted.load(Ordering::Relaxed) || (self.fragmented.load(Ordering::Relaxed) && order.get() > 0) {
             return Err(AllocError::NoMemory { order, gfp });
@@ -266,8 +287,10 @@ impl TestEnv {
                 per_node: nr_frames / nr_nodes as usize,
                 nr_nodes,
                 fail_in: AtomicI64::new(-1),
+                fail_from: AtomicI64::new(-1),
                 calls: AtomicU64::new(0),
                 exhausted: AtomicBool::new(false),
+                for_good: AtomicBool::new(false),
                 fragmented: AtomicBool::new(false),
                 requests: Mutex::new(Vec::new()),
             },
