@@ -150,14 +150,10 @@ fn krealloc_beside_a_free(sheaf: u32) {
     });
 }
 
+/// With sheaves, and without, when a freed object is at once anybody's.
 #[test]
 fn krealloc_and_a_free_of_the_neighbour_do_not_disturb_each_other() {
     krealloc_beside_a_free(2);
-}
-
-/// Without sheaves a freed object is at once anybody's.
-#[test]
-fn krealloc_lets_go_of_the_old_block_last() {
     krealloc_beside_a_free(0);
 }
 
