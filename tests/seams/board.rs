@@ -132,3 +132,9 @@ pub(crate) fn kmem() -> &'static Kmem<Board> {
     });
     KMEM.get().unwrap()
 }
+
+/// Where the machine lives.
+#[allow(dead_code, reason = "the file is part of two test programs")]
+pub(crate) fn cell() -> &'static KmemCell<Board> {
+    &KMEM
+}

@@ -3,6 +3,7 @@
 
 mod board;
 mod foreign;
+mod global;
 
 use kmem::{Gfp, Order};
 

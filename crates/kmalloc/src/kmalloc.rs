@@ -22,7 +22,7 @@ use kmem_sync::{Cpu, PerCpu};
 
 use crate::classes::{ClassArgs, Classes};
 use crate::rcu::LargeRcu;
-use crate::{KmallocConfig, KmallocKind, PartitionToken, SizeClass, class, large};
+use crate::{KmallocConfig, KmallocKind, MinAlign, PartitionToken, SizeClass, class, large};
 
 /// The address that a request for zero bytes gets: not null, never to be dereferenced, accepted by `kfree`, `krealloc`
 /// and `ksize`.
@@ -50,6 +50,9 @@ pub struct Kmalloc<'s, E: SlabEnv> {
     large_local: PerCpu<i64>,
     large_shared: AtomicI64,
     warned_too_large: AtomicBool,
+    /// Whether new blocks are zeroed right here, where a constant size makes that a few stores: no cache tracks sizes, and
+    /// each has the size of its class. Otherwise the cache does it.
+    zeroes_here: bool,
     /// Whether some cache keeps the sizes asked for, or checks anything else about its objects.
     pub(crate) tracks_sizes: bool,
     pub(crate) large_rcu: LargeRcu,
@@ -84,6 +87,7 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
             large_local: PerCpu::empty(),
             large_shared: AtomicI64::new(0),
             warned_too_large: AtomicBool::new(false),
+            zeroes_here: false,
             tracks_sizes: false,
             large_rcu: LargeRcu::new(),
             config,
@@ -140,6 +144,13 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
     #[track_caller]
     pub fn kmalloc(&self, size_bytes: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
         match SizeClass::for_size(size_bytes) {
+            Some(class) if gfp.contains(Gfp::ZERO) && self.zeroes_here => {
+                let plain = gfp.difference(Gfp::ZERO);
+                let block = self.slabs.alloc_sized(self.cache(class, gfp), plain, size_bytes)?;
+                // SAFETY: a new object of the class: where zeroing is done here, its cache has the class's size.
+                unsafe { block.write_bytes(0, class.size_bytes()) };
+                Ok(block)
+            }
             Some(class) => self.slabs.alloc_sized(self.cache(class, gfp), gfp, size_bytes),
             None => self.kmalloc_unclassed(size_bytes, gfp, None),
         }
@@ -333,9 +344,16 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
                 self.kinds[kind.index() & 3] = Classes::create(self.slabs, &args)?;
             }
         }
-        self.tracks_sizes = self.kinds.iter().flat_map(Classes::iter).any(KmemCache::is_debug);
         self.allocate_counters()?;
-        if self.config.partitions { self.create_partitions() } else { Ok(()) }
+        if self.config.partitions {
+            self.create_partitions()?;
+        }
+        // SAFETY: written by `create_partitions`, only read since.
+        let partitions = self.partitions.map(|partitions| unsafe { partitions.as_ref() });
+        let mut sets = self.kinds.iter().chain(partitions.into_iter().flatten());
+        self.tracks_sizes = sets.any(|classes| classes.iter().any(KmemCache::is_debug));
+        self.zeroes_here = !self.tracks_sizes && self.config.min_align == MinAlign::SMALLEST;
+        Ok(())
     }
 
     fn allocate_counters(&mut self) -> Result<(), CreateError> {

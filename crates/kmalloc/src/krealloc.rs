@@ -93,7 +93,7 @@ impl<E: SlabEnv> Kmalloc<'_, E> {
         }
         let usable_bytes = self.class_size(old)?;
         // SAFETY: the caller owns the block.
-        let tracked = unsafe { self.slabs.requested_size(old) };
+        let tracked = if self.tracks_sizes { unsafe { self.slabs.requested_size(old) } } else { None };
         let kept_bytes = tracked.unwrap_or(usable_bytes);
         let request = ResizeRequest {
             usable_bytes,
@@ -114,8 +114,10 @@ impl<E: SlabEnv> Kmalloc<'_, E> {
                     // SAFETY: both ends lie in the block's usable bytes, which the caller owns.
                     unsafe { old.add(from).write_bytes(0, to.saturating_sub(from)) };
                 }
-                // SAFETY: the caller owns the block, which has that many bytes.
-                unsafe { self.slabs.set_requested_size(old, new_bytes) };
+                if tracked.is_some() {
+                    // SAFETY: the caller owns the block, which has that many bytes.
+                    unsafe { self.slabs.set_requested_size(old, new_bytes) };
+                }
                 Ok(old)
             }
             Resize::Move { copy_bytes } => {

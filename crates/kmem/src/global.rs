@@ -12,10 +12,15 @@ use crate::{KmemCell, Platform};
 ///
 /// Allocations use the flags given, before the machine has been initialised they fail.
 ///
-/// ```ignore
-/// static KMEM: KmemCell<Board> = KmemCell::new();
-/// #[global_allocator]
-/// static GLOBAL: KmemGlobal<Board> = KmemGlobal::new(&KMEM, Gfp::KERNEL);
+/// ```
+/// use kmem::{Gfp, KmemCell, KmemGlobal, Platform};
+///
+/// // static KMEM: KmemCell<Board> = KmemCell::new();
+/// // #[global_allocator]
+/// // static GLOBAL: KmemGlobal<Board> = KmemGlobal::new(&KMEM, Gfp::KERNEL);
+/// const fn global<P: Platform>(kmem: &'static KmemCell<P>) -> KmemGlobal<P> {
+///     KmemGlobal::new(kmem, Gfp::KERNEL)
+/// }
 /// ```
 #[derive(Debug)]
 pub struct KmemGlobal<P: Platform> {

@@ -11,9 +11,14 @@ use crate::{Kmem, Platform};
 
 /// Allocates from a machine's kmalloc with fixed flags. `Copy`: a pointer and a word.
 ///
-/// ```ignore
-/// let mut v = Vec::new_in(kmem.gfp_alloc(Gfp::KERNEL));
-/// v.try_reserve(1000)?;
+/// ```
+/// use kmem::{Gfp, GfpAlloc, Kmem, Platform};
+///
+/// // let mut v = Vec::new_in(kmem.gfp_alloc(Gfp::KERNEL));
+/// // v.try_reserve(1000)?;
+/// fn for_interrupts<P: Platform>(kmem: &'static Kmem<P>) -> GfpAlloc<P> {
+///     kmem.gfp_alloc(Gfp::ATOMIC)
+/// }
 /// ```
 pub struct GfpAlloc<P: Platform> {
     kmem: &'static Kmem<P>,
