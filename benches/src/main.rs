@@ -18,6 +18,7 @@
 mod caches;
 mod cli;
 mod instructions;
+mod machine;
 mod measure;
 mod memory;
 mod objects;

@@ -5,7 +5,7 @@
 //!                                   kmem_caches.rs  ours
 //! ```
 
-mod kmem_caches;
+pub(crate) mod kmem_caches;
 pub(crate) mod peers;
 
 use std::{hint::black_box, mem::MaybeUninit, time::Instant};
