@@ -2,6 +2,7 @@
 
 use core::fmt;
 
+use kmem_gfp::NodeId;
 use kmem_sync::atomic::Ordering;
 
 use crate::backend::Locking;
@@ -93,6 +94,27 @@ pub struct CacheStats {
     pub barn_empty: u32,
 }
 
+/// A cache's share on one node: what stands behind `N0=` in its files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NodeStats {
+    /// Slabs.
+    pub slabs: u64,
+    /// Pages of all slabs.
+    pub pages: u64,
+    /// Slots of all slabs.
+    pub total_objects: u64,
+    /// Slots not free in their slab: in use, or held by sheaves.
+    pub objects: u64,
+    /// Slabs on the partial list.
+    pub partial: u64,
+    /// Slots of those that are not free.
+    pub objects_partial: u64,
+    /// Full sheaves in the barn.
+    pub barn_full: u32,
+    /// Empty sheaves in the barn.
+    pub barn_empty: u32,
+}
+
 impl<E: SlabEnv> Slabs<E> {
     /// The row of one cache. Takes the list locks; long partial lists are sampled.
     pub fn slab_info(&self, cache: &KmemCache) -> SlabInfo {
@@ -158,18 +180,38 @@ impl<E: SlabEnv> Slabs<E> {
             barn_full: 0,
             barn_empty: 0,
         };
-        for node in cache.nodes() {
-            stats.pages += node.nr_pages.load(Ordering::Relaxed);
-            stats.barn_full += node.barn.nr_full();
-            stats.barn_empty += node.barn.nr_empty();
-            node.with(self.env.cpu(), Locking::Wait, |slabs| {
-                for slab in slabs.partial.iter(self.env.frames()) {
-                    stats.partial += 1;
-                    stats.objects_partial += slab.state().inuse() as u64;
-                }
-            });
+        for node in 0..cache.nodes().count() {
+            let Some(part) = self.node_stats(cache, NodeId(node as u32)) else { continue };
+            stats.pages += part.pages;
+            stats.barn_full += part.barn_full;
+            stats.barn_empty += part.barn_empty;
+            stats.partial += part.partial;
+            stats.objects_partial += part.objects_partial;
         }
         stats
+    }
+
+    /// A cache's share on one node; `None` if the cache knows no such node. Takes the node's list lock.
+    pub fn node_stats(&self, cache: &KmemCache, node: NodeId) -> Option<NodeStats> {
+        let node = cache.node(node.index())?;
+        let mut stats = NodeStats {
+            slabs: node.nr_slabs.load(Ordering::Relaxed),
+            pages: node.nr_pages.load(Ordering::Relaxed),
+            total_objects: node.nr_objects.load(Ordering::Relaxed),
+            barn_full: node.barn.nr_full(),
+            barn_empty: node.barn.nr_empty(),
+            ..NodeStats::default()
+        };
+        let mut free = 0;
+        node.with(self.env.cpu(), Locking::Wait, |slabs| {
+            for slab in slabs.partial.iter(self.env.frames()) {
+                stats.partial += 1;
+                stats.objects_partial += slab.state().inuse() as u64;
+                free += slab.state().free() as u64;
+            }
+        });
+        stats.objects = stats.total_objects.saturating_sub(free);
+        Some(stats)
     }
 
     /// Sets the chance, in percent, of looking at other nodes' partial slabs before making a new one. `false` (nothing

@@ -54,7 +54,7 @@ pub use env::SlabEnv;
 pub use error::{BulkFreeError, CreateError, DestroyError, ObjectError, UsercopyError};
 pub use family::{SlabStats, Slabs};
 pub use flags::SlabFlags;
-pub use info::{CacheStats, SLABINFO_HEADER, SharedId, SlabInfo};
+pub use info::{CacheStats, NodeStats, SLABINFO_HEADER, SharedId, SlabInfo};
 pub use inject::FaultInjection;
 pub use layout::MIN_ALIGN;
 pub use mempool::{CacheElements, ElementSource, Mempool, PoolBox};

@@ -136,6 +136,9 @@ impl Sheaf {
     }
 }
 
+/// An owner word that no frame carries: its low bits are not the tag of a slab, and free frames carry zero.
+pub(crate) const NO_OWNER: u64 = !7;
+
 /// The sheaves of one CPU and cache. See the drawing at the top of the file.
 ///
 /// # Invariants
@@ -145,8 +148,8 @@ pub(crate) struct CpuSheaves {
     pub(crate) main: *mut Sheaf,
     pub(crate) spare: *mut Sheaf,
     pub(crate) rcu: *mut Sheaf,
-    /// A free whose frame carries exactly this word may go into `main`. Zero until the first slow free says the node;
-    /// stays zero in caches whose frees need care.
+    /// A free whose frame carries exactly this word may go into `main`. [`NO_OWNER`] until the first slow free says the
+    /// node; stays so in caches whose frees need care.
     pub(crate) owner: u64,
     /// How many objects the next refill takes: doubles with each.
     pub(crate) batch: u32,
@@ -171,7 +174,7 @@ pub(crate) fn none() -> *mut Sheaf {
 
 impl CpuSheaves {
     pub(crate) fn new() -> Self {
-        Self { main: none(), spare: ptr::null_mut(), rcu: ptr::null_mut(), owner: 0, batch: 0 }
+        Self { main: none(), spare: ptr::null_mut(), rcu: ptr::null_mut(), owner: NO_OWNER, batch: 0 }
     }
 
     /// Whether `main` is a sheaf of its own.

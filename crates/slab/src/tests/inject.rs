@@ -153,7 +153,8 @@ fn an_injected_failure_of_a_bulk_request_leaves_nothing_behind() {
 fn at_every_page_allocation(config: SlabConfig, life: impl Fn(&Slabs<TestEnv>)) {
     for for_good in [false, true] {
         for n in 0.. {
-            let slabs = family_with(2, config);
+            let slabs = Slabs::with_config(TestEnv::new(2, 1024), config);
+            slabs.init().unwrap();
             let pages = slabs.env().pages();
             let before = pages.in_use();
             pages.for_good.store(for_good, Ordering::Relaxed);
@@ -244,7 +245,7 @@ fn creating_many_caches_loses_nothing() {
 fn single_objects_lose_nothing() {
     every_kind(|slabs, cache| {
         let mut objects = Vec::new();
-        for round in 0..300_usize {
+        for round in 0..150_usize {
             run_on(if round % 7 == 6 { None } else { Some(round as u32 % 2) });
             let got = match round % 4 {
                 0 => slabs.alloc(cache, Gfp::KERNEL),

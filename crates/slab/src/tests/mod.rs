@@ -7,6 +7,8 @@ mod basic;
 #[cfg(not(loom))]
 mod bulk;
 #[cfg(not(loom))]
+mod contracts;
+#[cfg(not(loom))]
 mod create;
 #[cfg(not(loom))]
 mod debug;
@@ -35,6 +37,10 @@ mod property;
 #[cfg(not(loom))]
 mod rcu;
 #[cfg(not(loom))]
+mod readers;
+#[cfg(not(loom))]
+mod reserves;
+#[cfg(not(loom))]
 mod sheaves;
 #[cfg(not(loom))]
 mod slabs;
@@ -42,6 +48,8 @@ mod slabs;
 mod typed;
 #[cfg(not(loom))]
 mod usercopy;
+#[cfg(not(loom))]
+mod views;
 
 use core::ptr::NonNull;
 use std::vec::Vec;
