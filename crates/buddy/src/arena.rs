@@ -122,11 +122,6 @@ impl Arena {
         }
     }
 
-    /// How many pageblocks there are, padding included.
-    pub(crate) fn len(&self) -> usize {
-        self.records.len()
-    }
-
     /// The zone with a number.
     #[inline]
     pub(crate) fn zone(&self, number: usize) -> Option<&Zone> {

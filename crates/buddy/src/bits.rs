@@ -23,6 +23,12 @@ const ALIGNED: [u64; 7] = [
     1,
 ];
 
+/// The positions at which a run of `order` may start.
+#[inline(always)]
+pub(crate) const fn aligned(order: u32) -> u64 {
+    ALIGNED[if order < WORD_ORDER { order as usize } else { WORD_ORDER as usize }]
+}
+
 /// The first `1 << order` bits.
 #[inline(always)]
 pub(crate) const fn run(order: u32) -> u64 {
@@ -44,7 +50,7 @@ pub(crate) const fn heads(word: u64, order: u32) -> u64 {
         runs &= runs >> (1u32 << k);
         k += 1;
     }
-    runs & ALIGNED[if order < WORD_ORDER { order as usize } else { WORD_ORDER as usize }]
+    runs & aligned(order)
 }
 
 /// Every frame of the runs of `order` that start at `heads`.

@@ -57,12 +57,6 @@ impl Hints {
         migratetype * ORDERS + order as usize
     }
 
-    /// Whether the hint is set.
-    #[inline]
-    pub(crate) fn is_set(&self, list: usize, block: usize) -> bool {
-        self.leaf(list, block / 64).is_some_and(|leaf| leaf.load(Ordering::SeqCst) >> (block % 64) & 1 != 0)
-    }
-
     /// Sets a hint.
     pub(crate) fn set(&self, list: usize, block: usize) {
         let word = block / 64;

@@ -13,7 +13,7 @@
 
 use kmem_sync::atomic::{AtomicU64, Ordering};
 
-use crate::bits::{WORD_ORDER, choose, cover, heads, merged, run};
+use crate::bits::{WORD_ORDER, aligned, choose, cover, merged, run};
 
 /// Words in a line.
 pub(crate) const WORDS: usize = 8;
@@ -270,14 +270,24 @@ pub(crate) fn largest_in(words: &[u64; WORDS]) -> Option<u32> {
             _ => 8,
         });
     }
-    // Larger runs are runs of every smaller order, so the search goes upwards in all words at once.
-    let mut order = None;
-    let mut k = 0;
-    while k < WORD_ORDER && words.iter().fold(0, |any, &word| any | heads(word, k)) != 0 {
-        order = Some(k);
-        k += 1;
+    if words.iter().fold(0, |any, &word| any | word) == 0 {
+        return None;
     }
-    order
+    // Larger runs begin with runs of every smaller order: upwards in all words at once, until none is left.
+    let mut runs = *words;
+    let mut order = 0;
+    while order < WORD_ORDER {
+        let mut any = 0;
+        for word in &mut runs {
+            *word &= *word >> (1u32 << order);
+            any |= *word;
+        }
+        if any & aligned(order + 1) == 0 {
+            break;
+        }
+        order += 1;
+    }
+    Some(order)
 }
 
 /// Calls `each` with order and first frame of every maximal free block in `words`, upwards.

@@ -325,7 +325,7 @@ pub(crate) fn carve(
     });
     let total = counts(map).managed;
     // What is left of half a byte per frame.
-    let fixed = carver.used_bytes().saturating_add(size_of::<State>());
+    let fixed = carver.used_bytes().saturating_add(size_of::<State>() + 512);
     let budget = (total as usize / 2).saturating_sub(fixed) / size_of::<u64>();
     let rooms = |number: usize| room_for(managed_of(number), total, budget, nr_cpus);
     let nr_entries: usize = (0..nr_zones)
@@ -384,8 +384,8 @@ pub(crate) fn room_for(managed: u64, total: u64, budget_entries: usize, nr_cpus:
         return 0;
     }
     let share = (budget_entries as u128 * u128::from(managed) / u128::from(total.max(1))) as usize / nr_cpus.max(1);
-    // The stacks of one set together have room for about 4.4 times as many entries.
-    (share * 10 / 44).clamp(MIN_ROOM, MAX_ROOM)
+    // The stacks of one set together have room for about 4.5 times as many entries.
+    (share * 10 / 45).clamp(MIN_ROOM, MAX_ROOM)
 }
 
 /// The layout of everything for `map`.

@@ -362,11 +362,6 @@ impl ZoneSet {
         self.idle_ticks.store(if ticks >= 3 { 0 } else { ticks }, Ordering::Relaxed);
         ticks >= 3
     }
-
-    /// Whether the fast path may push to `stack` at all.
-    pub(crate) fn has_limit(&self, stack: usize) -> bool {
-        self.stacks.get(stack).is_some_and(|state| !state.limit.load(Ordering::Relaxed).is_null())
-    }
 }
 
 /// One CPU's part: what its fast paths look at, and behind it its zone sets.

@@ -1,8 +1,8 @@
 //! A pageblock's record: one word that says what the block is and under which order it is filed.
 //!
 //! ```text
-//! 31 ........ 12  11    10       9     8      7        6..4   3..0
-//! zone            skip  present  gaps  tails  isolate  type   largest free order + 1, 0: nothing free
+//! 31 ........ 12  11  10       9     8      7        6..4   3..0
+//! zone            -   present  gaps  tails  isolate  type   largest free order + 1, 0: nothing free
 //! ```
 
 use kmem_gfp::MigrateType;
@@ -26,8 +26,6 @@ impl Record {
     pub(crate) const GAPS: u32 = 1 << 9;
     /// There is memory here.
     pub(crate) const PRESENT: u32 = 1 << 10;
-    /// Compaction found nothing here lately.
-    pub(crate) const SKIP: u32 = 1 << 11;
 
     /// A pageblock of a zone, with nothing free.
     pub(crate) const fn new(zone: usize, migratetype: MigrateType, flags: u32) -> Self {

@@ -109,6 +109,11 @@ impl State {
         self.zones.get(first..first + self.nr_kinds).unwrap_or(&[])
     }
 
+    /// Zones that have memory, by node, lowest kind first.
+    pub(crate) fn populated(&self) -> impl Iterator<Item = &Zone> {
+        self.zones.iter().filter(|zone| zone.is_populated())
+    }
+
     /// All zones in the order in which `node` tries them.
     #[inline]
     pub(crate) fn zonelist(&self, node: NodeId) -> impl Iterator<Item = &Zone> {

@@ -176,6 +176,11 @@ impl<E: BuddyEnv> Buddy<E> {
 }
 
 impl ZoneStats {
+    /// hit, miss, foreign, interleave (which no policy here counts), local, other.
+    pub(crate) fn numa(&self) -> [u64; 6] {
+        [self.numa_hit, self.numa_miss, self.numa_foreign, 0, self.numa_local, self.numa_other]
+    }
+
     /// The sum of two.
     #[must_use]
     pub fn plus(self, other: Self) -> Self {

@@ -33,12 +33,17 @@ pub(crate) fn refill(order: u32, batch: u32, high: u32, count: u32, factor: u32,
 
 /// How many pages a set gives back when it has reached its limit.
 pub(crate) fn drain_amount(free_count: u32, batch: u32, high: u32) -> u32 {
-    free_count.clamp(batch, high.saturating_sub(batch).max(batch))
+    between(free_count, batch, high.saturating_sub(batch))
 }
 
 /// What the tick leaves of `high`.
 pub(crate) fn decayed(high: u32, count: u32, batch: u32, high_min: u32) -> u32 {
     count.saturating_sub(batch << BATCH_SCALE).max(high - high / 8).max(high_min)
+}
+
+/// `pages` between two limits, the lower of which wins.
+pub(crate) fn between(pages: u32, min: u32, max: u32) -> u32 {
+    pages.min(max).max(min)
 }
 
 fn get(value: &AtomicU32) -> u32 {
@@ -63,7 +68,7 @@ impl<E: BuddyEnv> Buddy<E> {
         let (min, max) = (get(&set.high_min), get(&set.high_max));
         if min != max && !zone.has_flag(flag::BELOW_HIGH) {
             let step = if order == 0 { nr.max(batch) } else { batch };
-            set_to(&set.high, (high + step).clamp(min, max));
+            set_to(&set.high, between(high + step, min, max));
         } else if high < min {
             set_to(&set.high, min);
         }
@@ -120,7 +125,7 @@ impl<E: BuddyEnv> Buddy<E> {
             if reclaiming { high.min(batch << 2) } else { count.max(min) }
         } else {
             if count >= high && high < free_count + batch {
-                high = (free_count + batch).clamp(min, max);
+                high = between(free_count + batch, min, max);
                 set_to(&set.high, high);
             }
             high

@@ -210,7 +210,7 @@ impl State {
                 set.batch.store(batch, Ordering::Relaxed);
                 set.high_min.store(min, Ordering::Relaxed);
                 set.high_max.store(max, Ordering::Relaxed);
-                let high = set.high.load(Ordering::Relaxed).clamp(min, max);
+                let high = crate::tuning::between(set.high.load(Ordering::Relaxed), min, max);
                 set.high.store(high, Ordering::Relaxed);
             }
         }
