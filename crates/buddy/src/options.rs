@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct BuddyOptions {
     /// Checks each free exactly, at the call: double free, wrong order, foreign and reserved frames. Costs one bit per frame
-    /// and the fast path. Without it the same checks are made when a page leaves its per-CPU set, and at once for
+    /// (an eighth of a byte more of bookkeeping) and the fast path. Without it the same checks are made when a page leaves its per-CPU set, and at once for
     /// orders that have none; foreign frames are always caught at once. On by default in debug builds.
     pub check_free: bool,
     /// Zeroes every block that is handed out (`init_on_alloc`).

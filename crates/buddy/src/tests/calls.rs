@@ -323,7 +323,7 @@ fn half_a_byte_of_books_per_frame_is_enough() {
         for options in [cached(), checked()] {
             let buddy = crate::Buddy::with_options(Env::new(cpus), options);
             let size = buddy.metadata_layout(&map).unwrap().size() as u64;
-            let most = frames / 2 + if options.check_free && mib < 512 { 2048 } else { 0 };
+            let most = if options.check_free { frames * 5 / 8 } else { frames / 2 };
             assert!(size <= most, "{mib} MiB, {cpus} CPUs: {size} bytes for {frames} frames");
         }
     }

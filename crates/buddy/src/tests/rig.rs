@@ -67,15 +67,15 @@ pub(crate) enum Call {
     Oom,
 }
 
-type Act = Box<dyn FnMut(&Script) -> usize + Send>;
+type Act<T> = Mutex<Option<Box<dyn FnMut(&Script) -> T + Send>>>;
 
 /// A reclaimer that notes every call and answers from a script.
 pub(crate) struct Script {
     pub(crate) calls: Mutex<Vec<Call>>,
     /// What a reclaim does; returns pages freed.
-    pub(crate) on_reclaim: Mutex<Option<Act>>,
-    pub(crate) on_compact: Mutex<Option<Box<dyn FnMut(&Script) -> CompactOutcome + Send>>>,
-    pub(crate) on_oom: Mutex<Option<Box<dyn FnMut(&Script) -> OomOutcome + Send>>>,
+    pub(crate) on_reclaim: Act<usize>,
+    pub(crate) on_compact: Act<CompactOutcome>,
+    pub(crate) on_oom: Act<OomOutcome>,
     pub(crate) can_compact: std::sync::atomic::AtomicBool,
     pub(crate) reclaimable: AtomicU64,
     /// The task's flags while the last reclaim or compaction ran.
