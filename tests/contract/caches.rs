@@ -38,6 +38,10 @@ fn c01_a_cache_for_one_kind_whose_usercopy_window_is_enforced() {
 fn c02_objects_come_singly_zeroed_from_a_node_and_in_bulk() {
     let kmem = machine().kmem();
     let cache = kmem.kmem_cache_create("inode", 600, &CacheArgs::default()).unwrap();
+    let mut first = [None; 5];
+    kmem.kmem_cache_alloc_bulk(cache, KERNEL, &mut first).unwrap();
+    // SAFETY: ours, freed once.
+    unsafe { kmem.kmem_cache_free_bulk(cache, &mut first) }.unwrap();
     let single = kmem.kmem_cache_alloc(cache, KERNEL).unwrap();
     let zeroed = kmem.kmem_cache_zalloc(cache, KERNEL).unwrap();
     let near = kmem.kmem_cache_alloc_node(cache, KERNEL, Some(NodeId(0))).unwrap();

@@ -4,6 +4,8 @@
 mod board;
 mod foreign;
 mod global;
+mod init;
+mod views;
 
 use kmem::{Gfp, Order};
 

@@ -45,3 +45,5 @@ pub use krealloc::KreallocError;
 pub use object::KBox;
 pub use rcu::RCU_HEAD_REACH;
 pub use usable::USERCOPY_MAX;
+
+pub use kmem_slab::RcuHead;

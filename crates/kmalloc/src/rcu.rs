@@ -24,6 +24,58 @@ use crate::{KfreeError, Kmalloc, is_zero_or_null, large};
 /// How far into a block its RCU head may lie, in bytes.
 pub const RCU_HEAD_REACH: usize = 4096;
 
+/// `kfree_rcu!(allocator, pointer, Type, field)`: [`Kmalloc::kfree_rcu`] for a block that holds a `Type` whose `field` is
+/// its [`RcuHead`]. That the head lies within [`RCU_HEAD_REACH`] is checked when it is compiled.
+///
+/// `allocator` is anything with a method `kfree_rcu`, `pointer` a `NonNull<Type>`. To be used inside an unsafe block, under
+/// the promises of that method.
+///
+/// ```
+/// use core::ptr::NonNull;
+/// use kmem_kmalloc::{KfreeError, Kmalloc, kfree_rcu};
+/// use kmem_slab::{RcuHead, SlabEnv};
+///
+/// struct Route {
+///     target: u32,
+///     rcu: RcuHead,
+/// }
+///
+/// /// # Safety
+/// /// Only readers that are running now use the route any more.
+/// unsafe fn retire<E: SlabEnv>(kmalloc: &Kmalloc<'_, E>, route: NonNull<Route>) -> Result<(), KfreeError> {
+///     // SAFETY: the caller's promise; `rcu` is no part of what readers look at.
+///     unsafe { kfree_rcu!(kmalloc, route, Route, rcu) }
+/// }
+/// ```
+///
+/// A head too far inside does not compile:
+///
+/// ```compile_fail
+/// # use core::ptr::NonNull;
+/// # use kmem_kmalloc::{RcuHead, kfree_rcu};
+/// #[repr(C)]
+/// struct Far {
+///     bytes: [u8; 4096],
+///     rcu: RcuHead,
+/// }
+///
+/// struct Taker;
+/// impl Taker {
+///     unsafe fn kfree_rcu(&self, _: *mut u8, _: NonNull<RcuHead>) {}
+/// }
+/// unsafe { kfree_rcu!(Taker, NonNull::<Far>::dangling(), Far, rcu) };
+/// ```
+#[macro_export]
+macro_rules! kfree_rcu {
+    ($allocator:expr, $pointer:expr, $type:ty, $field:ident) => {{
+        const { assert!(::core::mem::offset_of!($type, $field) < $crate::RCU_HEAD_REACH) };
+        let _: fn(&$type) -> &$crate::RcuHead = |object| &object.$field;
+        let block: ::core::ptr::NonNull<$type> = $pointer;
+        let head = block.cast::<u8>().add(::core::mem::offset_of!($type, $field)).cast();
+        $allocator.kfree_rcu(block.as_ptr().cast(), head)
+    }};
+}
+
 /// Large blocks that wait for their grace period.
 #[derive(Debug)]
 pub(crate) struct LargeRcu {

@@ -35,7 +35,7 @@ pub use kmem_gfp::{
     struct_size,
 };
 pub use kmem_kmalloc as kmalloc;
-pub use kmem_kmalloc::{KBox, KMALLOC_MAX_SIZE, KMALLOC_MINALIGN, KfreeError, KreallocError, ZERO_SIZE_PTR};
+pub use kmem_kmalloc::{KBox, KMALLOC_MAX_SIZE, KMALLOC_MINALIGN, KfreeError, KreallocError, ZERO_SIZE_PTR, kfree_rcu};
 pub use kmem_slab as slab;
 pub use kmem_slab::{
     Cache, CacheArgs, CacheBox, CreateError, DestroyError, KmemCache, ObjectError, RcuHead, SlabFlags,

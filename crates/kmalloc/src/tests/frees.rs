@@ -183,6 +183,27 @@ fn rcu_frees_wait_for_the_grace_period_and_the_barrier_for_them() {
 }
 
 #[test]
+fn the_macro_finds_the_head_by_its_field() {
+    // RC-01
+    #[repr(C)]
+    struct Route {
+        target: [u8; 4000],
+        rcu: kmem_slab::RcuHead,
+    }
+    with_kmalloc(|kmalloc, env| {
+        let route = kmalloc.kmalloc_obj::<Route>(KERNEL).unwrap();
+        // SAFETY: room for a route, ours; given up, and nobody reads it.
+        unsafe {
+            (&raw mut (*route.as_ptr()).target).write([3; 4000]);
+            crate::kfree_rcu!(kmalloc, route, Route, rcu).unwrap();
+            assert_eq!((&raw const (*route.as_ptr()).target).read(), [3; 4000], "as it was, for readers");
+        }
+        env.grace.synchronize();
+        kmalloc.kfree_rcu_barrier();
+    });
+}
+
+#[test]
 fn the_waiting_form_needs_no_head() {
     // RC-02
     with_kmalloc(|kmalloc, _| {
