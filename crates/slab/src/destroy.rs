@@ -187,8 +187,6 @@ impl<E: SlabEnv> Slabs<E> {
         // Acquire pairs with the release in `destroy_slab`: who counted the last slab out is done with the cache.
         let slabs: u64 = cache.nodes().map(|node| node.nr_slabs.load(Ordering::Acquire)).sum();
         if slabs == 0 {
-            // A late free may have emptied the last slab from inside its CPU's section: wait until it has left.
-            self.flush_all(cache);
             return Ok(());
         }
         let mut live = 0;

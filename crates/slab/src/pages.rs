@@ -183,6 +183,7 @@ impl<E: SlabEnv> Slabs<E> {
         node.nr_pages.fetch_sub(order.nr_pages() as u64, Ordering::Relaxed);
         node.nr_objects.fetch_sub(state.total() as u64, Ordering::Relaxed);
         self.return_pages(slab.pfn, order);
+        cache.assert_alive();
         // Release pairs with the acquire in `destroy`: whoever sees no slabs left sees that nobody works on one.
         node.nr_slabs.fetch_sub(1, Ordering::Release);
     }

@@ -16,7 +16,7 @@ use kmem_gfp::{
     AllocContext, AllocError, FlatFrameTable, FrameWords, FreeError, Gfp, NodeId, Order, PAGE_SIZE, PageAllocator, Pfn,
     TaskFlags,
 };
-use kmem_sync::{Cpu, CpuId, Grace, GracePeriod, IrqState};
+use kmem_sync::{Cpu, CpuId, Grace, GracePeriod, IrqState, TicketLock, atomic as shim};
 
 use crate::SlabEnv;
 
@@ -91,7 +91,8 @@ struct Frames {
 /// A page source that fails when told to and knows every block it gave.
 #[derive(Debug)]
 pub(crate) struct TestPages {
-    frames: Mutex<Frames>,
+    /// A lock that models can see: what one owner of a frame did happens before the next one's use.
+    frames: TicketLock<Frames>,
     first: u64,
     per_node: usize,
     nr_nodes: u32,
@@ -112,7 +113,7 @@ pub(crate) struct TestPages {
 
 impl TestPages {
     pub(crate) fn in_use(&self) -> usize {
-        self.frames.lock().unwrap().taken.iter().filter(|taken| **taken).count()
+        self.frames.with(|frames| frames.taken.iter().filter(|taken| **taken).count())
     }
     /// Fails the call after `calls` more; negative is none.
     pub(crate) fn fail_in(&self, calls: i64) {
@@ -147,21 +148,23 @@ impl TestPages {
         if self.exhausted.load(Ordering::Relaxed) || (self.fragmented.load(Ordering::Relaxed) && order.get() > 0) {
             return Err(AllocError::NoMemory { order, gfp });
         }
-        let mut frames = self.frames.lock().unwrap();
-        let wanted = node.map_or(0, |node| node.index());
-        let nodes = if gfp.contains(Gfp::THISNODE) { 1 } else { self.nr_nodes as usize };
-        for distance in 0..nodes {
-            let start = (wanted + distance) % self.nr_nodes as usize * self.per_node;
-            for at in (start..start + self.per_node).step_by(order.nr_pages()) {
-                let run = at..at + order.nr_pages();
-                if run.end <= start + self.per_node && !frames.taken[run.clone()].contains(&true) {
-                    frames.taken[run].fill(true);
-                    frames.blocks.insert(at as u64, order.get());
-                    return Ok(Pfn(self.first + at as u64));
+        let found = self.frames.with(|frames| {
+            let wanted = node.map_or(0, |node| node.index());
+            let nodes = if gfp.contains(Gfp::THISNODE) { 1 } else { self.nr_nodes as usize };
+            for distance in 0..nodes {
+                let start = (wanted + distance) % self.nr_nodes as usize * self.per_node;
+                for at in (start..start + self.per_node).step_by(order.nr_pages()) {
+                    let run = at..at + order.nr_pages();
+                    if run.end <= start + self.per_node && !frames.taken[run.clone()].contains(&true) {
+                        frames.taken[run].fill(true);
+                        frames.blocks.insert(at as u64, order.get());
+                        return Some(Pfn(self.first + at as u64));
+                    }
                 }
             }
-        }
-        Err(AllocError::NoMemory { order, gfp })
+            None
+        });
+        found.ok_or(AllocError::NoMemory { order, gfp })
     }
 }
 
@@ -172,9 +175,10 @@ unsafe impl PageAllocator for TestPages {
     }
     unsafe fn free_pages(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
         let at = pfn.0.checked_sub(self.first).ok_or(FreeError::Foreign(pfn))?;
-        let mut frames = self.frames.lock().unwrap();
-        assert_eq!(frames.blocks.remove(&at), Some(order.get()), "{pfn} {order} given back twice or never taken");
-        frames.taken[at as usize..at as usize + order.nr_pages()].fill(false);
+        self.frames.with(|frames| {
+            assert_eq!(frames.blocks.remove(&at), Some(order.get()), "{pfn} {order} given back twice or never taken");
+            frames.taken[at as usize..at as usize + order.nr_pages()].fill(false);
+        });
         Ok(())
     }
     fn alloc_pages_nolock(&self, gfp: Gfp, order: Order, node: Option<NodeId>) -> Result<Pfn, AllocError> {
@@ -191,25 +195,25 @@ unsafe impl PageAllocator for TestPages {
 /// A grace period that passes when the test says so.
 #[derive(Debug, Default)]
 pub(crate) struct TestGrace {
-    now: AtomicU64,
-    passed: AtomicU64,
+    now: shim::AtomicU64,
+    passed: shim::AtomicU64,
     pub(crate) synchronized: AtomicU64,
 }
 
 impl TestGrace {
     /// Every reader that runs now finishes.
     pub(crate) fn pass(&self) {
-        self.passed.store(self.now.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.passed.swap(self.now.load(shim::Ordering::Acquire), shim::Ordering::AcqRel);
     }
 }
 
 // SAFETY: tests keep no references into objects over a grace period that they let pass.
 unsafe impl GracePeriod for TestGrace {
     fn snapshot(&self) -> Grace {
-        Grace(self.now.fetch_add(1, Ordering::Relaxed) + 1)
+        Grace(self.now.fetch_add(1, shim::Ordering::AcqRel) + 1)
     }
     fn has_passed(&self, grace: Grace) -> bool {
-        self.passed.load(Ordering::Relaxed) >= grace.0
+        self.passed.load(shim::Ordering::Acquire) >= grace.0
     }
     fn synchronize(&self) {
         self.synchronized.fetch_add(1, Ordering::Relaxed);
@@ -282,7 +286,7 @@ impl TestEnv {
         Self {
             cpu: TestCpu { nr: nr_cpus },
             pages: TestPages {
-                frames: Mutex::new(Frames { taken: vec![false; nr_frames], blocks: HashMap::new() }),
+                frames: TicketLock::new(Frames { taken: vec![false; nr_frames], blocks: HashMap::new() }),
                 first,
                 per_node: nr_frames / nr_nodes as usize,
                 nr_nodes,
