@@ -6,9 +6,8 @@ use std::time::Instant;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let path = std::env::args_os().nth(1).ok_or("usage: parse_speed FILE")?;
-    let (chunks, _) = Input::File(path.into()).open()?;
     let start = Instant::now();
-    let chunks: Vec<_> = chunks.collect::<Result<_, _>>()?;
+    let chunks: Vec<_> = Input::File(path.into()).open()?.chunks.collect::<Result<_, _>>()?;
     println!("read and unpacked in {:.3} s", start.elapsed().as_secs_f64());
 
     let (start, mut lines) = (Instant::now(), 0u64);

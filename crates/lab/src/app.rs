@@ -7,7 +7,7 @@ use crate::proc::Snapshots;
 use crate::program::Level;
 use crate::replay::{Outcome, Plan, replay, time};
 use crate::report::{Report, html, terminal};
-use crate::target::ReplayTarget;
+use crate::target::{MachineShape, ReplayTarget};
 use crate::trace::{Input, Progress};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
@@ -25,7 +25,7 @@ pub trait Bench {
     ///
     /// # Errors
     /// [`LabError::Target`] if there can be no such machine.
-    fn boot(&self, options: &Options) -> Result<Self::Machine, LabError>;
+    fn boot(&self, shape: MachineShape) -> Result<Self::Machine, LabError>;
 
     /// What the machine shows of itself.
     fn views(&self, machine: &Self::Machine) -> Vec<View>;
@@ -60,16 +60,15 @@ fn snapshots(input: &Input) -> Snapshots {
 }
 
 fn report<B: Bench>(bench: &B, input: &Input, options: &Options) -> Result<bool, LabError> {
-    let outcome = watched(bench, input, options, |_| {})?;
+    let (outcome, shape) = watched(bench, input, options, |_| {})?;
     let times = if outcome.ops.is_empty() {
         None
     } else {
         let round = spinner("measuring the calls alone");
-        let times = time(&bench.boot(options)?, &outcome.ops, &outcome.specs)?;
+        let times = time(&bench.boot(shape)?, &outcome.ops, &outcome.specs)?;
         round.finish_and_clear();
         Some(times)
     };
-    let shape = crate::target::MachineShape { cpus: options.cpus, ram_bytes: options.ram };
     let how = (options.level, options.order());
     let report = Report::new(input.name(), how, shape, outcome, times, &snapshots(input));
     let json_to_stdout = options.json.as_deref() == Some(Path::new("-"));
@@ -90,7 +89,7 @@ fn report<B: Bench>(bench: &B, input: &Input, options: &Options) -> Result<bool,
 
 fn machine<B: Bench>(bench: &B, input: &Input, view: Option<&str>, options: &Options) -> Result<bool, LabError> {
     let mut views = Vec::new();
-    let outcome = watched(bench, input, options, |machine| views = bench.views(machine))?;
+    let (outcome, _) = watched(bench, input, options, |machine| views = bench.views(machine))?;
     if let Some(name) = view {
         let known = |v: &&View| v.0 == name;
         let Some((_, text)) = views.iter().find(known) else {
@@ -112,9 +111,11 @@ fn watched<B: Bench>(
     input: &Input,
     options: &Options,
     look: impl FnOnce(&B::Machine),
-) -> Result<Outcome, LabError> {
-    let machine = bench.boot(options)?;
-    let second = if options.level == Level::Pages { None } else { Some(bench.boot(options)?) };
+) -> Result<(Outcome, MachineShape), LabError> {
+    let trace = input.open()?;
+    let shape = options.shape(&trace, matches!(input, Input::Bundled(..)));
+    let machine = bench.boot(shape)?;
+    let second = if options.level == Level::Pages { None } else { Some(bench.boot(shape)?) };
     let bar = ProgressBar::with_draw_target(None, target());
     let watch = |progress: &Progress| {
         if bar.position() == 0 {
@@ -132,10 +133,10 @@ fn watched<B: Bench>(
         }
         bar.set_position(progress.done());
     };
-    let plan = Plan { input, level: options.level, order: options.order(), book: bundled::cache_book() };
+    let plan = Plan { trace, level: options.level, order: options.order(), book: bundled::cache_book() };
     let outcome = replay(plan, &machine, second.as_ref(), watch, look);
     bar.finish_and_clear();
-    outcome
+    Ok((outcome?, shape))
 }
 
 fn target() -> ProgressDrawTarget {

@@ -2,6 +2,8 @@
 
 use crate::program::Level;
 use crate::replay::Order;
+use crate::target::MachineShape;
+use crate::trace::Trace;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -46,9 +48,10 @@ pub enum Command {
 /// How to replay.
 #[derive(Clone, Debug, Args)]
 pub struct Options {
-    /// CPUs of the machine; the trace's CPU k runs on CPU k modulo N.
-    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=1024))]
-    pub cpus: u32,
+    /// CPUs of the machine; the trace's CPU k runs on CPU k modulo N [default: as many as the recorded machine had if the
+    /// file tells, otherwise 4].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub cpus: Option<u32>,
     /// Memory of the machine, such as 512M or 2G.
     #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
     pub ram: u64,
@@ -67,6 +70,13 @@ pub struct Options {
 }
 
 impl Options {
+    /// The machine for `trace`. The bundled trace is of a machine with one CPU and runs on several all the same.
+    #[must_use]
+    pub fn shape(&self, trace: &Trace, bundled: bool) -> MachineShape {
+        let recorded = trace.cpus.filter(|n| !bundled && *n <= 1024);
+        MachineShape { cpus: self.cpus.or(recorded).unwrap_or(4), ram_bytes: self.ram }
+    }
+
     /// In which order operations of different CPUs run.
     #[must_use]
     pub const fn order(&self) -> Order {
@@ -102,7 +112,7 @@ mod tests {
                 .unwrap();
         match cli.command {
             Some(Command::Replay { file, options }) => {
-                assert_eq!((file.to_str(), options.cpus, options.ram), (Some("-"), 2, 1 << 30));
+                assert_eq!((file.to_str(), options.cpus, options.ram), (Some("-"), Some(2), 1 << 30));
                 assert_eq!((options.level, options.order()), (Level::Pages, Order::Parallel));
             }
             other => panic!("{other:?}"),

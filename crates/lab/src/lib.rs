@@ -3,6 +3,7 @@
 pub mod app;
 pub mod bundled;
 pub mod cli;
+pub mod hosted;
 pub mod model;
 pub mod proc;
 pub mod program;

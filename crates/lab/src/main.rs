@@ -3,26 +3,28 @@
 use clap::Parser;
 use kmem_lab::LabError;
 use kmem_lab::app::{Bench, View, run};
-use kmem_lab::cli::{Cli, Options};
-use kmem_lab::model::{Fault, Model};
+use kmem_lab::cli::Cli;
+use kmem_lab::hosted::HostedTarget;
+use kmem_lab::target::MachineShape;
 use std::process::ExitCode;
 
-struct ModelBench;
+/// Kmem's hosted machines.
+struct Hosted;
 
-impl Bench for ModelBench {
-    type Machine = Model;
+impl Bench for Hosted {
+    type Machine = HostedTarget;
 
-    fn boot(&self, options: &Options) -> Result<Model, LabError> {
-        Model::new(options.cpus, options.ram as usize, Fault::None).map_err(LabError::Target)
+    fn boot(&self, shape: MachineShape) -> Result<HostedTarget, LabError> {
+        HostedTarget::boot(shape).map_err(LabError::Target)
     }
 
-    fn views(&self, _machine: &Model) -> Vec<View> {
-        Vec::new()
+    fn views(&self, machine: &HostedTarget) -> Vec<View> {
+        machine.views()
     }
 }
 
 fn main() -> ExitCode {
-    match run(&ModelBench, Cli::parse()) {
+    match run(&Hosted, Cli::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(3),
         Err(e) => {

@@ -77,7 +77,8 @@ pub struct LinuxSlabs {
     of: FrameMap,
     slabs: Vec<Slab>,
     free: Vec<u32>,
-    by_cache: Vec<u64>,
+    probed_by_cache: Vec<u64>,
+    signature_by_cache: Vec<u64>,
     pages: u64,
     probed: u64,
     recorded: u64,
@@ -122,11 +123,12 @@ impl LinuxSlabs {
                 step(&mut self.probed);
             }
             if let Some(cache) = slab.cache {
+                let sums = if slab.probed { &mut self.probed_by_cache } else { &mut self.signature_by_cache };
                 let at = cache.0 as usize;
-                if self.by_cache.len() <= at {
-                    self.by_cache.resize(at + 1, 0);
+                if sums.len() <= at {
+                    sums.resize(at + 1, 0);
                 }
-                if let Some(sum) = self.by_cache.get_mut(at) {
+                if let Some(sum) = sums.get_mut(at) {
                     step(sum);
                 }
             }
@@ -242,10 +244,10 @@ impl LinuxSlabs {
         }
     }
 
-    /// Counted slab pages of each cache at this moment.
+    /// The pages of `slab_pages_end` by cache.
     #[must_use]
     pub fn by_cache(&self) -> &[u64] {
-        &self.by_cache
+        if self.figures.probes { &self.probed_by_cache } else { &self.signature_by_cache }
     }
 }
 

@@ -155,8 +155,7 @@ fn objects_are_freed_in_bulk_whatever_the_event_leaves_out() {
 fn the_sample_adds_up_to_its_statistics() {
     let mut program = Program::new(Level::All, CacheBook::default());
     let mut ops = Vec::new();
-    let (chunks, _) = Input::Bundled("sample", SAMPLE).open().unwrap();
-    for chunk in chunks {
+    for chunk in Input::Bundled("sample", SAMPLE).open().unwrap().chunks {
         for (number, line) in chunk.unwrap().lines() {
             match LineKind::of(line) {
                 LineKind::Event(line) => program.event(&line).unwrap(),
@@ -178,8 +177,7 @@ fn the_sample_adds_up_to_its_statistics() {
 /// Whatever a file holds, it is read, or refused with an error; every event that is read has one fate.
 #[test]
 fn damaged_lines_are_read_or_refused() {
-    let (mut chunks, _) = Input::Bundled("sample", SAMPLE).open().unwrap();
-    let chunk = chunks.next().unwrap().unwrap();
+    let chunk = Input::Bundled("sample", SAMPLE).open().unwrap().chunks.next().unwrap().unwrap();
     let lines: Vec<&[u8]> =
         chunk.lines().map(|(_, l)| l).filter(|l| !l.starts_with(b"#")).step_by(3).take(900).collect();
     let mut state = 0x2545_f491_4f6c_dd1du64;

@@ -9,7 +9,7 @@ use super::strict::SameRequests;
 use crate::LabError;
 use crate::program::{CacheBook, CacheSpec, Census, Level, LinuxFigures, Op, Program};
 use crate::target::{CacheUsage, ReplayTarget, Usage, ZoneFree};
-use crate::trace::{Input, Progress, TraceError};
+use crate::trace::{Progress, Trace, TraceError};
 use serde::Serialize;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -85,6 +85,8 @@ pub struct Outcome {
     pub wall_s: f64,
     /// The second machine: only requests that Linux served from slabs that the trace shows being made, if there are any.
     pub same: Option<SameRequests>,
+    /// The second machine's caches after the last event.
+    pub same_caches: Option<Vec<CacheUsage>>,
     /// All operations, if they are few enough to be kept.
     pub ops: Kept,
     /// The caches that they name.
@@ -136,9 +138,9 @@ impl Kept {
 
 /// What to replay, and how.
 #[derive(Debug)]
-pub struct Plan<'a> {
+pub struct Plan {
     /// The trace.
-    pub input: &'a Input,
+    pub trace: Trace,
     /// Which of its requests.
     pub level: Level,
     /// In which order.
@@ -153,25 +155,24 @@ pub struct Plan<'a> {
 /// # Errors
 /// [`LabError`] if the trace cannot be read or a machine cannot be set up.
 pub fn replay<T: ReplayTarget>(
-    plan: Plan<'_>,
+    plan: Plan,
     target: &T,
     second: Option<&T>,
     watch: impl Fn(&Progress) + Send,
     look: impl FnOnce(&T),
 ) -> Result<Outcome, LabError> {
-    let Plan { input, level, order, book } = plan;
-    let (chunks, progress) = input.open()?;
-    let name = chunks.name().to_owned();
+    let Plan { trace: Trace { name, chunks, progress, .. }, level, order, book } = plan;
     let start = Instant::now();
     let before = target.in_use();
     let free_before = target.free_blocks();
     let run = Executor::new(target);
-    let (chunk_tx, chunk_rx) = sync_channel(AHEAD);
-    let (batch_tx, batch_rx) = sync_channel(AHEAD);
-    let mut aside = Aside { kept: Kept::default(), second: None };
-
-    let (program, same) = std::thread::scope(|threads| {
-        threads.spawn(move || chunks.into_iter().try_for_each(|chunk| chunk_tx.send(chunk)));
+    let (program, kept, same) = std::thread::scope(|threads| {
+        // All channels end with this closure, also if it unwinds: then every thread ends, too.
+        let (chunk_tx, chunk_rx) = sync_channel(AHEAD);
+        let (batch_tx, batch_rx) = sync_channel(AHEAD);
+        let mut aside = Aside { kept: Kept::default(), second: None };
+        let mut chunks = chunks;
+        threads.spawn(move || chunks.try_for_each(|chunk| chunk_tx.send(chunk)));
         threads.spawn(move || parse(&name, level, book, &chunk_rx, &batch_tx, || watch(&progress)));
         let second = second.map(|target| {
             let (tx, rx) = sync_channel(AHEAD);
@@ -183,9 +184,9 @@ pub fn replay<T: ReplayTarget>(
             Order::Parallel => lanes::in_parallel(&run, &batch_rx, &mut aside),
         };
         aside.second = None;
-        (program, second.map(|s| s.join().unwrap_or(Err(LabError::Stopped))))
+        (program, aside.kept, second.map(|s| s.join().unwrap_or(Err(LabError::Stopped))))
     });
-    let same = same.transpose()?.filter(|s| s.objects > 0);
+    let (same, same_caches) = same.transpose()?.filter(|(s, _)| s.objects > 0).unzip();
     let stopped = run.stop.load(Ordering::Relaxed);
     let program = match program {
         Err(e) => return Err(e.into()),
@@ -207,7 +208,7 @@ pub fn replay<T: ReplayTarget>(
         large_kmalloc_bytes: pick(large),
         page_requests: pick(pages),
     };
-    let end = at(|l| l.0, same.map(|s| s.slab_pages_end), usage);
+    let end = at(|l| l.0, same.map(|s: SameRequests| s.slab_pages_end), usage);
     let most = Usage {
         slab_pages: run.slab_pages.get().1.max(usage.slab_pages),
         total_pages: run.total_pages.get().1.max(usage.total_pages),
@@ -238,7 +239,8 @@ pub fn replay<T: ReplayTarget>(
         samples: run.samples.into_vec(),
         wall_s,
         same,
-        ops: aside.kept,
+        same_caches,
+        ops: kept,
         specs,
     })
 }

@@ -5,7 +5,7 @@ use super::execute::Executor;
 use super::strict::{SameRequests, Strict};
 use crate::LabError;
 use crate::program::{Op, OpKind, Program};
-use crate::target::ReplayTarget;
+use crate::target::{CacheUsage, ReplayTarget};
 use crate::trace::{TraceError, Why};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -32,7 +32,10 @@ impl Aside {
 }
 
 /// The second machine's thread.
-pub(crate) fn second<T: ReplayTarget>(target: &T, steps: &Receiver<Arc<Step>>) -> Result<SameRequests, LabError> {
+pub(crate) fn second<T: ReplayTarget>(
+    target: &T,
+    steps: &Receiver<Arc<Step>>,
+) -> Result<(SameRequests, Vec<CacheUsage>), LabError> {
     let mut strict = Strict::new(target);
     for step in steps {
         strict.run(&step.ops, &step.specs)?;

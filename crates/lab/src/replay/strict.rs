@@ -7,7 +7,7 @@ use super::drive::GRACE;
 use super::rounds::{Bare, entry};
 use crate::LabError;
 use crate::program::{CacheSpec, Op, OpKind, Ref};
-use crate::target::ReplayTarget;
+use crate::target::{CacheUsage, ReplayTarget};
 use serde::Serialize;
 
 /// What the second machine held.
@@ -114,12 +114,13 @@ impl<'a, T: ReplayTarget> Strict<'a, T> {
     }
 
     /// What the machine holds after the last operation; everything is freed then.
-    pub(crate) fn finish(mut self) -> SameRequests {
+    pub(crate) fn finish(mut self) -> (SameRequests, Vec<CacheUsage>) {
         self.target.quiesce();
         self.out.slab_pages_end = self.target.usage().slab_pages;
         self.out.slab_pages_peak = self.out.slab_pages_peak.max(self.out.slab_pages_end);
+        let caches = self.target.caches();
         self.bare.free_all();
-        self.out
+        (self.out, caches)
     }
 }
 

@@ -11,7 +11,13 @@ const SAMPLE: Input = Input::Bundled("sample", include_bytes!("../../data/sample
 fn run(input: &Input, level: Level, order: Order, fault: Fault) -> Result<Outcome, LabError> {
     let model = Model::new(2, 40 << 20, fault).map_err(LabError::Target)?;
     let second = Model::new(2, 40 << 20, Fault::None).map_err(LabError::Target)?;
-    replay(Plan { input, level, order, book: CacheBook::default() }, &model, Some(&second), |_| {}, |_| {})
+    replay(
+        Plan { trace: input.open()?, level, order, book: CacheBook::default() },
+        &model,
+        Some(&second),
+        |_| {},
+        |_| {},
+    )
 }
 
 fn text(text: &'static str) -> Input {
@@ -102,7 +108,8 @@ fn a_free_on_another_cpu_waits_for_its_allocation() {
 #[test]
 fn memory_that_is_too_small_fails_requests_and_nothing_else() {
     let model = Model::new(1, 1 << 20, Fault::None).unwrap();
-    let plan = Plan { input: &SAMPLE, level: Level::All, order: Order::Trace, book: CacheBook::default() };
+    let plan =
+        Plan { trace: SAMPLE.open().unwrap(), level: Level::All, order: Order::Trace, book: CacheBook::default() };
     let o = replay(plan, &model, None, |_| {}, |_| {}).unwrap();
     assert!(o.failed > 0 && o.integrity.is_clean(), "{:?}", o.integrity);
 }

@@ -171,7 +171,7 @@ fn caches(r: &Report) -> String {
         return String::new();
     }
     let mut out = String::from(
-        "<section class=\"card\"><h2>The biggest caches, at the end</h2><table><tr><th>cache</th><th>bytes per object</th><th>objects in use or parked</th><th>kmem pages</th><th>Linux pages</th></tr>",
+        "<section class=\"card\"><h2>The biggest caches, at the end, for the same requests</h2><table><tr><th>cache</th><th>bytes per object</th><th>objects in use or parked</th><th>kmem pages</th><th>Linux pages</th></tr>",
     );
     for row in r.caches.iter().take(CACHES) {
         let CacheRow { name, object_bytes, active_objects, pages, linux_pages, .. } = row;
@@ -185,7 +185,7 @@ fn caches(r: &Report) -> String {
             "<tr><td>{}</td><td>{object_bytes}</td><td>{}</td><td class=\"{class}\">{}</td><td>{}</td></tr>",
             escape(name),
             grouped(*active_objects),
-            pages.map_or("merged".into(), grouped),
+            pages.map_or("–".into(), grouped),
             grouped(*linux_pages)
         );
     }

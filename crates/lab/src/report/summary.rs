@@ -71,7 +71,7 @@ pub struct Timing {
     pub calls: Option<Times>,
 }
 
-/// One cache, here and in Linux, after the last event.
+/// One cache, here and in Linux, after the last event: for the same requests.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct CacheRow {
     /// Its name.
@@ -80,10 +80,12 @@ pub struct CacheRow {
     pub object_bytes: u32,
     /// Objects in use or parked, here.
     pub active_objects: u64,
-    /// Pages here; `None` if there is no such cache, because it is merged into another.
+    /// Pages here, of `slab_pages`; `None` if there is no such cache.
     pub pages: Option<u64>,
-    /// Pages of Linux's slabs that the trace shows being made.
+    /// Pages in Linux, of its `slab_pages`.
     pub linux_pages: u64,
+    /// Pages here for all requests.
+    pub all_pages: u64,
     /// Pages of Linux's slabs, from `/proc/slabinfo`, memory older than the trace included.
     pub linux_slabinfo_pages: Option<u64>,
 }
@@ -142,7 +144,8 @@ impl Report {
         proc: &Snapshots,
     ) -> Self {
         let c = outcome.census;
-        let caches = rows(&outcome.caches, &outcome.linux_caches, proc);
+        let same = outcome.same_caches.as_deref().unwrap_or(&outcome.caches);
+        let caches = rows(same, &outcome.caches, &outcome.linux_caches, proc);
         let figures = outcome.linux;
         let wall_s = outcome.wall_s;
         Self {
@@ -205,6 +208,7 @@ impl Report {
 
 fn rows(
     here: &[crate::target::CacheUsage],
+    all: &[crate::target::CacheUsage],
     linux: &[(crate::program::CacheSpec, u64)],
     proc: &Snapshots,
 ) -> Vec<CacheRow> {
@@ -214,6 +218,9 @@ fn rows(
         row.object_bytes = row.object_bytes.max(cache.object_bytes);
         row.active_objects += cache.active_objects;
         row.pages = Some(row.pages.unwrap_or(0) + cache.pages);
+    }
+    for cache in all {
+        rows.entry(&cache.name).or_default().all_pages += cache.pages;
     }
     for (spec, pages) in linux {
         let row = rows.entry(&spec.name).or_default();
@@ -229,7 +236,7 @@ fn rows(
             linux_slabinfo_pages: proc.slabinfo.get(name).map(|s| s.pages),
             ..row
         })
-        .filter(|row| row.pages.unwrap_or(0) + row.linux_pages > 0)
+        .filter(|row| row.pages.unwrap_or(0) + row.linux_pages + row.all_pages > 0)
         .collect();
     rows.sort_by_key(|row| std::cmp::Reverse(row.pages.unwrap_or(0).max(row.linux_pages)));
     rows

@@ -138,7 +138,7 @@ fn caches(out: &mut String, r: &Report) {
             row.name.clone(),
             row.object_bytes.to_string(),
             grouped(row.active_objects),
-            row.pages.map_or("merged".into(), grouped),
+            row.pages.map_or("–".into(), grouped),
             grouped(row.linux_pages),
         ];
         if slabinfo {

@@ -11,7 +11,7 @@ use crate::trace::Input;
 fn report(input: &Input, level: Level) -> Report {
     let fresh = || Model::new(2, 40 << 20, Fault::None).unwrap();
     let model = fresh();
-    let plan = Plan { input, level, order: Order::Trace, book: CacheBook::default() };
+    let plan = Plan { trace: input.open().unwrap(), level, order: Order::Trace, book: CacheBook::default() };
     let outcome = replay(plan, &model, None, |_| {}, |_| {}).unwrap();
     let times = time(&fresh(), &outcome.ops, &outcome.specs).unwrap();
     Report::new(input.name(), (level, Order::Trace), model.shape(), outcome, Some(times), &Snapshots::default())

@@ -23,4 +23,4 @@ pub use event::{Event, Known};
 pub use fields::{FieldFault, Fields, hex_list};
 pub use gfp::{GfpNames, TraceGfp};
 pub use line::{Line, LineKind};
-pub use source::{Chunk, Chunks, Input, Progress};
+pub use source::{Chunk, Chunks, Input, Progress, Trace};

@@ -24,6 +24,24 @@ pub enum Input {
     Bundled(&'static str, &'static [u8]),
 }
 
+/// A trace that has been opened.
+pub struct Trace {
+    /// The name that messages use.
+    pub name: String,
+    /// CPUs of the recorded machine, if the file's header tells.
+    pub cpus: Option<u32>,
+    /// How far reading has come.
+    pub progress: Progress,
+    /// Its text.
+    pub chunks: Chunks,
+}
+
+impl std::fmt::Debug for Trace {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Trace").field("name", &self.name).field("cpus", &self.cpus).finish_non_exhaustive()
+    }
+}
+
 /// How far reading has come, in bytes as they stand in the file.
 #[derive(Clone, Debug, Default)]
 pub struct Progress {
@@ -89,6 +107,8 @@ pub struct Chunks {
     rest: Vec<u8>,
     line: u64,
     over: bool,
+    /// Read ahead.
+    first: Option<Result<Chunk, TraceError>>,
 }
 
 impl Input {
@@ -106,7 +126,7 @@ impl Input {
     ///
     /// # Errors
     /// [`TraceError`] if it cannot be opened, or begins like something that is no text trace.
-    pub fn open(&self) -> Result<(Chunks, Progress), TraceError> {
+    pub fn open(&self) -> Result<Trace, TraceError> {
         let name = self.name();
         let fail = |why| TraceError { name: name.clone(), line: 1, why };
         let mut progress = Progress::default();
@@ -135,8 +155,24 @@ impl Input {
         } else {
             Box::new(whole)
         };
-        Ok((Chunks { name, reader, compressed, rest: Vec::new(), line: 1, over: false }, progress))
+        let mut chunks =
+            Chunks { name: name.clone(), reader, compressed, rest: Vec::new(), line: 1, over: false, first: None };
+        // The header is in the first chunk; an error in it is told when its turn comes.
+        let first = chunks.next();
+        let cpus = first.as_ref().and_then(|c| c.as_ref().ok()).and_then(recorded_cpus);
+        chunks.first = first;
+        Ok(Trace { name, cpus, progress, chunks })
     }
+}
+
+/// The number in `#P:2`, which ends a line of the header.
+fn recorded_cpus(chunk: &Chunk) -> Option<u32> {
+    let mut header = chunk.lines().map(|(_, line)| line).take_while(|line| line.starts_with(b"#"));
+    header.find_map(|line| {
+        let at = memchr::memmem::find(line, b"#P:")?;
+        let number = super::fields::parse_dec(line.get(at + 3..)?.trim_ascii())?;
+        u32::try_from(number).ok().filter(|n| *n > 0)
+    })
 }
 
 fn foreign(head: &[u8]) -> Option<&'static str> {
@@ -152,12 +188,6 @@ fn foreign(head: &[u8]) -> Option<&'static str> {
 }
 
 impl Chunks {
-    /// The name of the trace.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     fn fail(&mut self, why: Why) -> Option<Result<Chunk, TraceError>> {
         self.over = true;
         Some(Err(TraceError { name: self.name.clone(), line: self.line, why }))
@@ -185,6 +215,9 @@ impl Iterator for Chunks {
     type Item = Result<Chunk, TraceError>;
 
     fn next(&mut self) -> Option<Self::Item> {
+        if let Some(first) = self.first.take() {
+            return Some(first);
+        }
         if self.over {
             return None;
         }
@@ -223,9 +256,9 @@ mod tests {
     use super::*;
 
     fn read(data: &'static [u8]) -> Result<Vec<(u64, String)>, TraceError> {
-        let (chunks, _) = Input::Bundled("test", data).open()?;
+        let trace = Input::Bundled("test", data).open()?;
         let mut out = Vec::new();
-        for chunk in chunks {
+        for chunk in trace.chunks {
             let chunk = chunk?;
             out.extend(chunk.lines().map(|(n, l)| (n, String::from_utf8_lossy(l).into_owned())));
         }
@@ -241,6 +274,15 @@ mod tests {
         let lines = read(text.leak().as_bytes()).unwrap();
         assert_eq!(lines.len(), 60_000);
         assert!(lines.iter().enumerate().all(|(i, (n, l))| *n == i as u64 + 1 && l.starts_with(&format!("line {n} "))));
+    }
+
+    #[test]
+    fn the_header_tells_the_cpus() {
+        let cpus = |data| Input::Bundled("test", data).open().unwrap().cpus;
+        assert_eq!(cpus(b"# tracer: nop\n# entries-in-buffer/entries-written: 9/9   #P:12\n# x\n"), Some(12));
+        assert_eq!(cpus(b"# tracer: nop\n"), None);
+        assert_eq!(cpus(b"a\n# #P:3\n"), None);
+        assert_eq!(cpus(b""), None);
     }
 
     #[test]
