@@ -45,6 +45,8 @@ mod sheaves;
 #[cfg(not(loom))]
 mod slabs;
 #[cfg(not(loom))]
+mod stress;
+#[cfg(not(loom))]
 mod typed;
 #[cfg(not(loom))]
 mod usercopy;
