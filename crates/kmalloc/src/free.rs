@@ -3,7 +3,7 @@
 //! The fast path is one look at the frame's owner word: an object goes back to its cache. Everything else, including
 //! null, is sorted out behind it.
 
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use kmem_gfp::{FrameTable, OwnerTag};
 use kmem_slab::{ObjectError, SlabEnv};
@@ -19,6 +19,22 @@ pub struct KfreeBulkError {
     pub refused: usize,
     /// Why the first of them was.
     pub first: KfreeError,
+}
+
+/// How many objects of one cache go back at once.
+const RUN: usize = 32;
+
+/// Counts what was refused and keeps the first reason.
+struct Refusals(Result<(), KfreeBulkError>);
+
+impl Refusals {
+    #[cold]
+    fn add(&mut self, refused: usize, error: KfreeError) {
+        match &mut self.0 {
+            Ok(()) => self.0 = Err(KfreeBulkError { refused, first: error }),
+            Err(failed) => failed.refused = failed.refused.saturating_add(refused),
+        }
+    }
 }
 
 impl<E: SlabEnv> Kmalloc<'_, E> {
@@ -65,8 +81,8 @@ impl<E: SlabEnv> Kmalloc<'_, E> {
         unsafe { self.kfree(ptr) }
     }
 
-    /// Gives back many blocks; nulls and zero-size pointers among them do nothing. Objects of different caches and
-    /// large blocks may be mixed.
+    /// Gives back many blocks; nulls and zero-size pointers among them do nothing. Objects of different caches and large
+    /// blocks may be mixed; neighbours of one cache go back together, so sorting them by cache pays.
     ///
     /// # Safety
     /// As for [`kfree`](Self::kfree), for each address.
@@ -74,17 +90,35 @@ impl<E: SlabEnv> Kmalloc<'_, E> {
     /// # Errors
     /// [`KfreeBulkError`] if some addresses were refused; all others have been freed.
     pub unsafe fn kfree_bulk(&self, blocks: &[*mut u8]) -> Result<(), KfreeBulkError> {
-        let mut result: Result<(), KfreeBulkError> = Ok(());
-        for block in blocks {
-            // SAFETY: the caller's promise for each address.
-            if let Err(error) = unsafe { self.kfree(*block) } {
-                match &mut result {
-                    Ok(()) => result = Err(KfreeBulkError { refused: 1, first: error }),
-                    Err(failed) => failed.refused += 1,
+        let mut refusals = Refusals(Ok(()));
+        let mut run = [None; RUN];
+        let mut rest = blocks;
+        while let Some((first, behind)) = rest.split_first() {
+            let Some(cache) = NonNull::new(*first).and_then(|block| self.slabs.cache_of(block)) else {
+                // SAFETY: the caller's promise for each address.
+                if let Err(error) = unsafe { self.kfree(*first) } {
+                    refusals.add(1, error);
                 }
+                rest = behind;
+                continue;
+            };
+            let mut len = 0;
+            for (place, block) in run.iter_mut().zip(rest) {
+                let block = NonNull::new(*block);
+                if !block.is_some_and(|block| self.slabs.cache_of(block).is_some_and(|other| ptr::eq(other, cache))) {
+                    break;
+                }
+                *place = block;
+                len += 1;
             }
+            let together = run.get_mut(..len).unwrap_or_default();
+            // SAFETY: objects of `cache`; the caller's promise for each address.
+            if let Err(error) = unsafe { self.slabs.free_bulk(cache, together) } {
+                refusals.add(error.refused, error.first.into());
+            }
+            rest = rest.get(len..).unwrap_or_default();
         }
-        result
+        refusals.0
     }
 
     /// What the caches would not take: nothing, a large block, or an error.
