@@ -5,7 +5,7 @@ use std::string::{String, ToString};
 use std::vec::Vec;
 
 use kmem_gfp::{AllocError, Gfp, NodeId, Order, OwnerTag, PAGE_SIZE};
-use kmem_slab::SlabFlags;
+use kmem_slab::{CacheArgs, SlabFlags};
 
 use super::machine::{TestEnv, slabs, usable, with_config, with_kmalloc};
 use crate::{
@@ -402,6 +402,18 @@ fn every_class_exists_once() {
             assert_eq!(names.iter().filter(|other| **other == name).count(), 1, "{name}");
         }
     });
+}
+
+#[test]
+fn classes_take_in_no_other_cache() {
+    // SL-44
+    for cgroup in [false, true] {
+        with_config(KmallocConfig { cgroup, ..KmallocConfig::default() }, |kmalloc, _| {
+            let args = CacheArgs { align: 64, ..CacheArgs::default() };
+            let fitting = kmalloc.slabs().create("fits-64", 64, &args).unwrap();
+            assert!(!core::ptr::eq(fitting, kmalloc.cache(SizeClass::for_size(64).unwrap(), KERNEL)));
+        });
+    }
 }
 
 #[test]
