@@ -247,13 +247,12 @@ impl<E: BuddyEnv> Buddy<E> {
         self.phase.load(Ordering::Acquire) == 2
     }
 
-    /// Pins the running CPU and runs `f` with its block; `None` without a CPU or before `init`.
+    /// Runs `f` with the block of the CPU that is `pinned`, and unpins it; `None` without a CPU or before `init`.
     #[inline(always)]
-    fn on_cpu<R>(&self, f: impl FnOnce(&CpuBlock) -> Option<R>) -> Option<R> {
+    fn on_cpu<R>(&self, pinned: Option<CpuId>, f: impl FnOnce(&CpuBlock) -> Option<R>) -> Option<R> {
         // SAFETY: written before anybody else came (invariant 1).
         let cpus = self.cpus.with(|cpus| unsafe { *cpus });
         // Without a CPU the number is the largest there is: one comparison serves both.
-        let pinned = self.env.cpu().try_pin();
         let id = match pinned {
             Some(id) => id.0,
             None => u32::MAX,
@@ -275,7 +274,7 @@ impl<E: BuddyEnv> Buddy<E> {
     /// revoked, not initialised).
     #[inline]
     pub(crate) fn section<R>(&self, f: impl FnOnce(&CpuBlock) -> R) -> Option<R> {
-        self.on_cpu(|block| {
+        self.on_cpu(self.env.cpu().try_pin(), |block| {
             // SAFETY: pinned to the block's CPU for the whole call.
             if !unsafe { block.lock.try_enter::<E::Cpu>() } {
                 return None;
@@ -290,7 +289,7 @@ impl<E: BuddyEnv> Buddy<E> {
     /// Runs `f` in a fast section of this CPU, which may use open stacks only.
     #[inline(always)]
     fn fast_section<R>(&self, f: impl FnOnce(&CpuBlock) -> Option<R>) -> Option<R> {
-        self.on_cpu(|block| {
+        self.on_cpu(self.env.cpu().try_pin_quick(), |block| {
             // SAFETY: pinned to the block's CPU for the whole call. The section reaches entries through `floor` and `limit`
             // of a stack, which a revoker takes away (`revoked`).
             if !unsafe { block.lock.try_enter_unrevoked::<E::Cpu>() } {

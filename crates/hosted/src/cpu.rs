@@ -121,7 +121,8 @@ impl HostCpu {
     #[inline(always)]
     fn current(&self) -> Option<CpuId> {
         let cpu = thread::with(|thread| thread.machine_cpu.get()).wrapping_sub(self.base);
-        if cpu < u64::from(self.nr_cpus) { Some(CpuId(cpu as u32)) } else { None }
+        // A word with this machine's base names one of its CPUs, so the width of the numbers is all there is to compare.
+        if cpu < 1 << CPU_BITS { Some(CpuId(cpu as u32)) } else { None }
     }
 
     /// The thread's last word was not about this machine: it may be a CPU here all the same, or become one.
@@ -239,6 +240,10 @@ unsafe impl Cpu for HostCpu {
             Some(cpu) => Some(cpu),
             None => self.find_cpu(),
         }
+    }
+    #[inline(always)]
+    fn try_pin_quick(&self) -> Option<CpuId> {
+        self.current()
     }
     #[inline(always)]
     unsafe fn unpin(&self, _cpu: CpuId) {}

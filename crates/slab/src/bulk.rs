@@ -4,6 +4,7 @@ use core::panic::Location;
 use core::ptr::{self, NonNull};
 
 use kmem_gfp::{AllocContext, AllocError, FrameTable, Gfp, OwnerTag, PAGE_SHIFT};
+use kmem_sync::Pinned;
 use kmem_sync::atomic::Ordering;
 
 use crate::backend::Locking;
@@ -59,7 +60,8 @@ impl<E: SlabEnv> Slabs<E> {
         let mut got = 0;
         if care & CARE_INJECT == 0 {
             // SAFETY: `hot` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours.
-            let popped = unsafe { on_main(self.env.cpu(), &cache.hot, |main, _| Some(pop_many(main, out))) };
+            let popped =
+                unsafe { on_main(Pinned::quick(self.env.cpu()), &cache.hot, |main, _| Some(pop_many(main, out))) };
             got = popped.unwrap_or(0);
             if got == out.len() && (care | gfp.bits()) & Gfp::ZERO.bits() == 0 && care == 0 {
                 return Ok(());
@@ -198,7 +200,7 @@ impl<E: SlabEnv> Slabs<E> {
         // SAFETY: `hot` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours; the objects are checked
         // and copied into its room.
         let pushed = unsafe {
-            on_main(self.env.cpu(), &cache.hot, |main, owner| {
+            on_main(Pinned::quick(self.env.cpu()), &cache.hot, |main, owner| {
                 let len = (*main).len as usize;
                 let room = (*main).cap as usize - len;
                 let count = leading(frames, *owner, objects.get(..objects.len().min(room))?);

@@ -26,17 +26,18 @@ use crate::{KmemCache, ObjectError, SlabEnv, Slabs};
 /// "The whole object": the requested size of calls that do not say one.
 pub(crate) const WHOLE: usize = usize::MAX;
 
-/// Runs `f` on the running CPU's main sheaf among the slots at `hot`; `None` if it cannot be had.
+/// Runs `f` on the main sheaf of the CPU that is pinned, among the slots at `hot`; `None` if it cannot be had. Fast paths pin
+/// quickly: who is not yet a CPU becomes one on the slower path.
 ///
 /// # Safety
 /// `hot` points to a slot for every CPU, slot `i` being CPU `i`'s. `f` touches nothing but the sheaf.
 #[inline(always)]
 pub(crate) unsafe fn on_main<C: Cpu, R>(
-    cpu: &C,
+    pin: Option<Pinned<'_, C>>,
     hot: &AtomicPtr<Slot>,
     f: impl FnOnce(*mut Sheaf, &u64) -> Option<R>,
 ) -> Option<R> {
-    let pin = Pinned::new(cpu)?;
+    let pin = pin?;
     // Relaxed: a request may as well have come before the pointer was changed.
     let hot = hot.load(Ordering::Relaxed);
     // SAFETY: there is a slot for every CPU, this is the running one's, and it stays so until `pin` is dropped.
@@ -44,9 +45,9 @@ pub(crate) unsafe fn on_main<C: Cpu, R>(
 }
 
 #[inline(always)]
-pub(crate) fn pop<C: Cpu>(cpu: &C, cache: &KmemCache) -> Option<NonNull<u8>> {
+pub(crate) fn pop<C: Cpu>(pin: Option<Pinned<'_, C>>, cache: &KmemCache) -> Option<NonNull<u8>> {
     // SAFETY: `hot` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours.
-    unsafe { on_main(cpu, &cache.hot, |main, _| Sheaf::pop(main)) }
+    unsafe { on_main(pin, &cache.hot, |main, _| Sheaf::pop(main)) }
 }
 
 /// # Safety
@@ -57,7 +58,7 @@ pub(crate) unsafe fn push<C: Cpu>(cpu: &C, cache: &KmemCache, owner: u64, object
     // SAFETY: `hot` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours; the word says that the
     // object is this cache's.
     let pushed = unsafe {
-        on_main(cpu, &cache.hot, |main, local| {
+        on_main(Pinned::quick(cpu), &cache.hot, |main, local| {
             let done = *local == owner && !Sheaf::tops(main, object) && Sheaf::push(main, object);
             done.then_some(())
         })
@@ -73,7 +74,9 @@ pub(crate) unsafe fn push<C: Cpu>(cpu: &C, cache: &KmemCache, owner: u64, object
 pub(crate) unsafe fn push_known<C: Cpu>(cpu: &C, cache: &KmemCache, object: NonNull<u8>) -> bool {
     // SAFETY: `hot_known` keeps invariant 2 of `KmemCache`; in a fast section the main sheaf is ours; the caller vouches
     // for the object.
-    unsafe { on_main(cpu, &cache.hot_known, |main, _| Sheaf::push(main, object).then_some(())).is_some() }
+    unsafe {
+        on_main(Pinned::quick(cpu), &cache.hot_known, |main, _| Sheaf::push(main, object).then_some(())).is_some()
+    }
 }
 
 impl<E: SlabEnv> Slabs<E> {
@@ -108,7 +111,7 @@ impl<E: SlabEnv> Slabs<E> {
     #[track_caller]
     pub fn alloc_sized(&self, cache: &KmemCache, gfp: Gfp, requested: usize) -> Result<NonNull<u8>, AllocError> {
         if !gfp.contains(Gfp::ZERO)
-            && let Some(object) = pop(self.env.cpu(), cache)
+            && let Some(object) = pop(Pinned::quick(self.env.cpu()), cache)
         {
             return Ok(object);
         }

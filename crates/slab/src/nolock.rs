@@ -5,6 +5,7 @@ use core::panic::Location;
 use core::ptr::NonNull;
 
 use kmem_gfp::{AllocError, FrameTable, Gfp, NodeId, OwnerTag};
+use kmem_sync::Pinned;
 use kmem_sync::atomic::Ordering;
 
 use crate::backend::Locking;
@@ -36,7 +37,7 @@ impl<E: SlabEnv> Slabs<E> {
         }
         let object = match node {
             Some(node) => self.take_one(cache, gfp, node.index(), Locking::Try)?,
-            None => match pop(self.env.cpu(), cache) {
+            None => match pop(Pinned::new(self.env.cpu()), cache) {
                 Some(object) => object,
                 None => self.alloc_behind_sheaf(cache, gfp, Locking::Try)?,
             },

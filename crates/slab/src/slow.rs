@@ -12,8 +12,8 @@ use core::panic::Location;
 use core::ptr::NonNull;
 
 use kmem_gfp::{AllocContext, AllocError, Gfp, NodeId};
-use kmem_sync::CpuId;
 use kmem_sync::atomic::Ordering;
+use kmem_sync::{CpuId, Pinned};
 
 use crate::backend::Locking;
 use crate::cache::{CARE_INJECT, CARE_WIPE};
@@ -66,7 +66,7 @@ impl<E: SlabEnv> Slabs<E> {
         if cache.is_debug() {
             return self.debug_alloc(cache, gfp, None, requested, caller);
         }
-        let object = match pop(self.env.cpu(), cache) {
+        let object = match pop(Pinned::new(self.env.cpu()), cache) {
             Some(object) => object,
             None => self.alloc_behind_sheaf(cache, gfp, Locking::Wait)?,
         };

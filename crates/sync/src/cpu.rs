@@ -33,7 +33,7 @@ pub struct IrqState(pub usize);
 ///
 /// # Safety
 /// Implementors promise:
-/// 1. Between a successful [`try_pin`](Cpu::try_pin) and its [`unpin`](Cpu::unpin) no other context of execution
+/// 1. Between a successful [`try_pin`](Cpu::try_pin) (or [`try_pin_quick`](Cpu::try_pin_quick)) and its [`unpin`](Cpu::unpin) no other context of execution
 ///    is pinned to the same [`CpuId`], except one that interrupts the pinned context and runs to completion (or to
 ///    its own unpin) before that one continues. The id is below [`nr_cpus`](Cpu::nr_cpus).
 /// 2. If [`REENTRANT`](Cpu::REENTRANT) is `false`, such interruptions never pin.
@@ -54,10 +54,18 @@ pub unsafe trait Cpu {
     /// (a hosted thread without a slot): the caller takes its shared path, as after a failed trylock.
     fn try_pin(&self) -> Option<CpuId>;
 
+    /// As [`try_pin`](Cpu::try_pin), but `None` as well if finding the CPU takes more than a look: fast paths ask this way
+    /// and leave the rest to their slower path, which asks again in full.
+    #[inline(always)]
+    fn try_pin_quick(&self) -> Option<CpuId> {
+        self.try_pin()
+    }
+
     /// Ends the innermost pinned section.
     ///
     /// # Safety
-    /// `cpu` came from the innermost [`try_pin`](Cpu::try_pin) of this context that has not been unpinned.
+    /// `cpu` came from the innermost [`try_pin`](Cpu::try_pin) or [`try_pin_quick`](Cpu::try_pin_quick) of this context
+    /// that has not been unpinned.
     unsafe fn unpin(&self, cpu: CpuId);
 
     /// Switches this CPU's interrupts off and returns how they were.
@@ -101,6 +109,10 @@ unsafe impl<C: Cpu> Cpu for &C {
         (**self).try_pin()
     }
     #[inline(always)]
+    fn try_pin_quick(&self) -> Option<CpuId> {
+        (**self).try_pin_quick()
+    }
+    #[inline(always)]
     unsafe fn unpin(&self, cpu: CpuId) {
         // SAFETY: the caller's promise is the same.
         unsafe { (**self).unpin(cpu) }
@@ -140,6 +152,13 @@ impl<'a, C: Cpu> Pinned<'a, C> {
     #[inline(always)]
     pub fn new(cpu: &'a C) -> Option<Self> {
         let id = cpu.try_pin()?;
+        Some(Self { cpu, id, not_send: PhantomData })
+    }
+
+    /// As [`new`](Self::new) by way of [`Cpu::try_pin_quick`].
+    #[inline(always)]
+    pub fn quick(cpu: &'a C) -> Option<Self> {
+        let id = cpu.try_pin_quick()?;
         Some(Self { cpu, id, not_send: PhantomData })
     }
 
