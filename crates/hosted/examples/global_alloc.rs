@@ -248,6 +248,29 @@ fn give_back() {
     println!("give back: more than half of 40 MB");
 }
 
+/// More than the page allocator starts with: 5 GiB of address space, none of it touched, or as much as the heap has.
+fn grow() {
+    let layout = Layout::from_size_align(4 << 20, 4 << 20).expect("a valid layout");
+    let mut blocks = Vec::with_capacity(1280);
+    // SAFETY: used as `GlobalAlloc` says.
+    unsafe {
+        while blocks.len() < blocks.capacity() {
+            let block = HEAP.alloc(layout);
+            if block.is_null() {
+                break;
+            }
+            assert_eq!(block.addr() % layout.align(), 0);
+            blocks.push(block);
+        }
+        let distinct: std::collections::BTreeSet<_> = blocks.iter().collect();
+        assert_eq!(distinct.len(), blocks.len());
+        for block in blocks.drain(..) {
+            HEAP.dealloc(block, layout);
+        }
+    }
+    println!("grow: large blocks until the end, or 5 GiB");
+}
+
 /// Failure is an error, not an abort, where the program asks for it; `errno` stays.
 fn shortage() {
     // SAFETY: the location is this thread's own.
@@ -272,6 +295,7 @@ fn main() {
     forks();
     exec();
     give_back();
+    grow();
     shortage();
     println!("ok");
 }

@@ -8,13 +8,14 @@
 //! An entry of `CACHES` is written when the heap is ready, so finding one is all the checking there is.
 
 use core::alloc::{GlobalAlloc, Layout};
+use core::fmt;
 use core::ptr::{self, NonNull};
 use core::sync::atomic::{AtomicPtr, Ordering};
 
 use kmem_slab::KmemCache;
 
-use super::class::{CLASSES, class_of};
-use super::env::SLABS;
+use super::class::{CLASSES, SMALL_CLASSES, class_of, small_class};
+use super::env::{MEDIUM, SLABS};
 use super::large::{self, GFP};
 use super::{cpu, limit, start};
 
@@ -37,10 +38,13 @@ fn cache(class: usize) -> Option<&'static KmemCache> {
 
 /// Enters and leaves the section of the running CPU in every cache: an allocation does both.
 pub(super) fn visit_every_section() {
-    for object_of in (0..CLASSES).filter_map(cache) {
-        if let Ok(object) = SLABS.alloc(object_of, GFP) {
+    for class in 0..CLASSES {
+        let family = if class < SMALL_CLASSES { &SLABS } else { &MEDIUM };
+        if let Some(cache) = cache(class)
+            && let Ok(object) = family.alloc(cache, GFP)
+        {
             // SAFETY: ours, unused.
-            let freed = unsafe { SLABS.free(object_of, object) };
+            let freed = unsafe { family.free(cache, object) };
             debug_assert!(freed.is_ok(), "{freed:?}");
         }
     }
@@ -110,6 +114,19 @@ impl HostedAlloc {
         if start::ready() { limit::resident_bytes() } else { 0 }
     }
 
+    /// Writes the heap's caches as `/proc/slabinfo` would show them, largest class first; nothing before the first
+    /// allocation.
+    ///
+    /// # Errors
+    /// Those of `out`.
+    pub fn slabinfo(&self, out: &mut dyn fmt::Write) -> fmt::Result {
+        if start::ready() {
+            MEDIUM.slabinfo(out)?;
+            SLABS.slabinfo(out)?;
+        }
+        Ok(())
+    }
+
     /// The heap is not up, has none of this class, or has no memory left.
     #[cold]
     #[inline(never)]
@@ -119,7 +136,8 @@ impl HostedAlloc {
         }
         let attempt = || match class_of(layout) {
             Some(class) => {
-                let object = cache(class).and_then(|cache| SLABS.alloc(cache, GFP).ok())?;
+                let family = if class < SMALL_CLASSES { &SLABS } else { &MEDIUM };
+                let object = cache(class).and_then(|cache| family.alloc(cache, GFP).ok())?;
                 if zeroed {
                     // SAFETY: objects of the class are at least as large as the layout.
                     unsafe { object.write_bytes(0, layout.size()) };
@@ -128,13 +146,13 @@ impl HostedAlloc {
             }
             None => large::alloc(layout, zeroed),
         };
-        limit::despite_releases(attempt).map_or(ptr::null_mut(), NonNull::as_ptr)
+        limit::persist(attempt).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
     /// From the cache of the layout's class, on a thread that is a CPU.
     #[inline(always)]
     fn alloc_fast(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let cache = cache(class_of(layout)?)?;
+        let cache = cache(small_class(layout)?)?;
         if cpu::is_cpu() { SLABS.alloc(cache, GFP).ok() } else { None }
     }
 
@@ -145,10 +163,12 @@ impl HostedAlloc {
     #[cold]
     #[inline(never)]
     unsafe fn dealloc_slow(block: NonNull<u8>, layout: Layout) {
-        match class_of(layout).and_then(cache) {
+        let class = class_of(layout);
+        match class.and_then(cache) {
             Some(cache) => {
+                let family = if class < Some(SMALL_CLASSES) { &SLABS } else { &MEDIUM };
                 // SAFETY: the caller gives the block up, which `alloc` took from the cache of its layout's class.
-                let freed = unsafe { SLABS.free(cache, block) };
+                let freed = unsafe { family.free(cache, block) };
                 debug_assert!(freed.is_ok(), "{freed:?}");
             }
             // SAFETY: likewise, from `large`.
@@ -184,7 +204,7 @@ unsafe impl GlobalAlloc for HostedAlloc {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: a block that `alloc` gave is not null.
         let block = unsafe { NonNull::new_unchecked(block) };
-        match class_of(layout).and_then(cache) {
+        match small_class(layout).and_then(cache) {
             Some(cache) if cpu::is_cpu() => {
                 // SAFETY: the caller gives the block up, which `alloc` took from the cache of its layout's class.
                 let freed = unsafe { SLABS.free(cache, block) };

@@ -56,10 +56,25 @@ pub(super) static RAM: Late<Ram> = Late::new();
 pub(super) static HOST: Late<Host<HeapCpu>> = Late::new();
 /// The page allocator.
 pub(super) static BUDDY: Buddy<HeapEnv> = Buddy::new(HeapEnv(()));
-/// The object caches.
+/// The caches of the small classes. Sheaves and barns may hold many of their objects.
 pub(super) static SLABS: Slabs<HeapEnv> = Slabs::with_config(
     HeapEnv(()),
-    SlabConfig { max_sheaf_capacity: 64, merge: false, randomize: false, ..SlabConfig::DEFAULT },
+    SlabConfig { barn_full: 20, barn_empty: 20, merge: false, randomize: false, ..SlabConfig::DEFAULT },
+);
+
+/// The caches of the medium classes. Each object is worth pages, so little is held back.
+pub(super) static MEDIUM: Slabs<HeapEnv> = Slabs::with_config(
+    HeapEnv(()),
+    SlabConfig {
+        max_order: 5,
+        min_objects: 1,
+        max_sheaf_capacity: 4,
+        barn_full: 4,
+        barn_empty: 4,
+        merge: false,
+        randomize: false,
+        ..SlabConfig::DEFAULT
+    },
 );
 
 static CPU: HeapCpu = HeapCpu::new();

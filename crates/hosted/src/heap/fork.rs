@@ -18,9 +18,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use kmem_gfp::Order;
 
-use super::env::{BUDDY, SLABS, host};
+use super::env::{BUDDY, MEDIUM, SLABS, host};
 use super::large::GFP;
-use super::{alloc, cpu, limit};
+use super::{alloc, cpu, grow, limit};
 
 /// Registers the handlers; once.
 pub(super) fn register() {
@@ -35,6 +35,7 @@ pub(super) fn register() {
 extern "C" fn prepare() {
     cpu::close_sections(|| {
         SLABS.wait_sections();
+        MEDIUM.wait_sections();
         BUDDY.drain_all_pages();
     });
     cpu::close_shared();
@@ -48,6 +49,7 @@ extern "C" fn parent() {
 extern "C" fn child() {
     cpu::open_shared();
     limit::after_fork();
+    grow::after_fork();
     host().grace.forget_shared();
     cpu::reclaim_orphans(|| {
         alloc::visit_every_section();

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use kmem_gfp::PAGE_SIZE;
 
-use super::env::{BUDDY, SLABS, host};
+use super::env::{BUDDY, MEDIUM, SLABS, host};
+use super::grow;
 use crate::release::release_free;
 use crate::sys;
 
@@ -59,6 +60,7 @@ pub(super) fn release(bytes: u64) -> u64 {
         return 0;
     }
     SLABS.shrink_all();
+    MEDIUM.shrink_all();
     BUDDY.drain_all_pages();
     let released = release_free(&BUDDY, host().ram, bytes);
     ROUND.store(round.wrapping_add(2), Ordering::Release);
@@ -70,13 +72,19 @@ pub(super) fn after_fork() {
     ROUND.store(0, Ordering::Release);
 }
 
-/// Tries `attempt`, and again as long as a round of giving back may have been in its way.
-pub(super) fn despite_releases<T>(attempt: impl Fn() -> Option<T>) -> Option<T> {
+/// Tries `attempt`, and again as long as the heap can grow or a round of giving back may have been in its way.
+pub(super) fn persist<T>(attempt: impl Fn() -> Option<T>) -> Option<T> {
     loop {
         let before = ROUND.load(Ordering::Acquire);
-        let got = attempt();
-        if got.is_some() || (before & 1 == 0 && ROUND.load(Ordering::Acquire) == before) {
-            return got;
+        let given = grow::given();
+        if let Some(got) = attempt() {
+            return Some(got);
+        }
+        if grow::since(given) {
+            continue;
+        }
+        if before & 1 == 0 && ROUND.load(Ordering::Acquire) == before {
+            return None;
         }
         while ROUND.load(Ordering::Acquire) & 1 != 0 {
             sys::sched_yield();

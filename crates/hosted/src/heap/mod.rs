@@ -3,13 +3,14 @@
 //! - `alloc`: [`HostedAlloc`], the fast path; `class`: its size classes; `large`: everything above them;
 //! - `env`, `start`: the allocators as statics, and how they are made on first use;
 //! - `cpu`: threads as the heap's CPUs; `fork`: what a fork needs;
-//! - `limit`: giving memory back.
+//! - `grow`: giving memory to the page allocator as it is needed; `limit`: giving it back to the host.
 
 mod alloc;
 mod class;
 mod cpu;
 mod env;
 mod fork;
+mod grow;
 mod large;
 mod limit;
 mod start;

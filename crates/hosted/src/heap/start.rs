@@ -2,17 +2,16 @@
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use kmem_buddy::{MemoryMap, Region, ZoneLimits};
 use kmem_slab::{CacheArgs, SlabFlags};
 
 use super::alloc::{HostedAlloc, publish};
-use super::class::SIZES;
+use super::class::{SIZES, SMALL_CLASSES};
 use super::cpu::{self, HeapCpu};
-use super::env::{BUDDY, HOST, RAM, SLABS};
-use super::{fork, limit};
+use super::env::{HOST, MEDIUM, RAM, SLABS};
+use super::{fork, grow, limit};
 use crate::builder::Tunables;
 use crate::host::{Host, HostOptions};
-use crate::ram::{Mapping, Ram};
+use crate::ram::Ram;
 use crate::thread::relax;
 use crate::{MemoryPlan, RamBacking, Reports, ZoneSplit, barrier, sys};
 
@@ -69,16 +68,21 @@ fn make(settings: &HostedAlloc) -> Option<()> {
         RAM.set(ram);
         HOST.set(Host::new(HeapCpu::new(), RAM.get(), options));
     }
-    let regions = [Region::new(normal)];
-    let map = MemoryMap { regions: &regions, reserved: &[], limits: ZoneLimits::NONE, nr_nodes: 1, hotplug: &[] };
-    let metadata = Mapping::sparse("page metadata", BUDDY.metadata_layout(&map).ok()?.size()).ok()?;
-    // SAFETY: fresh memory of the size asked for, page-aligned, kept for ever; the frames are the heap's alone.
-    unsafe { BUDDY.init(&map, metadata.leak()) }.ok()?;
+    grow::start(normal)?;
     SLABS.init().ok()?;
+    MEDIUM.init().ok()?;
     for (class, &size) in SIZES.iter().enumerate() {
-        let args = CacheArgs { align: natural_align(size), ..CacheArgs::with_flags(SlabFlags::NO_MERGE) };
+        let args = CacheArgs {
+            align: natural_align(size),
+            sheaf_capacity: sheaf_capacity(size),
+            ..CacheArgs::with_flags(SlabFlags::NO_MERGE)
+        };
         let mut name = [0; 12];
-        publish(class, SLABS.create(class_name(size, &mut name), size, &args).ok()?);
+        let family = if class < SMALL_CLASSES { &SLABS } else { &MEDIUM };
+        let cache = family.create(class_name(size, &mut name), size, &args).ok()?;
+        // A program's heap gives empty slabs back sooner than a kernel would.
+        cache.set_min_partial(1);
+        publish(class, cache);
     }
     limit::set(settings.resident_limit.unwrap_or(0));
     fork::register();
@@ -89,6 +93,16 @@ fn make(settings: &HostedAlloc) -> Option<()> {
 /// The largest power of two that divides a class's size, at most a page.
 fn natural_align(size: usize) -> usize {
     1 << size.trailing_zeros().min(12)
+}
+
+/// Objects in a sheaf: more than a kernel has, because programs allocate in bursts. With the header a sheaf fills 1024, 512
+/// or fewer bytes.
+fn sheaf_capacity(size: usize) -> u32 {
+    match size {
+        ..=128 => 124,
+        129..=1024 => 60,
+        _ => 0,
+    }
 }
 
 /// `heap-<size>`.
