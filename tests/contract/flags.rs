@@ -35,10 +35,17 @@ fn g01_gfp_kernel_is_the_default_and_may_reclaim_and_sleep() {
     assert!(matches!(check_sleep(Gfp::KERNEL, irq), Err(GfpError::SleepInAtomic { .. })));
     #[cfg(debug_assertions)]
     {
-        let caught = std::panic::catch_unwind(core::panic::AssertUnwindSafe(|| {
-            in_context(TaskFlags::IN_IRQ, || kmem.alloc_page(Gfp::KERNEL))
-        }));
-        assert!(caught.is_err(), "debug builds say so");
+        type Call = fn(kmem_tests::Kmem) -> bool;
+        let calls: [Call; 3] = [
+            |kmem| kmem.alloc_page(Gfp::KERNEL).is_ok(),
+            |kmem| kmem.kmalloc(100, Gfp::KERNEL).is_ok(),
+            |kmem| kmem.kzalloc_node(100_000, Gfp::KERNEL, None).is_ok(),
+        ];
+        for call in calls {
+            let kmem = core::panic::AssertUnwindSafe(kmem);
+            let caught = std::panic::catch_unwind(|| in_context(TaskFlags::IN_IRQ, || call(*kmem)));
+            assert!(caught.is_err(), "debug builds say so");
+        }
     }
 }
 

@@ -66,6 +66,7 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
         size_bytes: usize,
         gfp: Gfp,
     ) -> Result<NonNull<u8>, AllocError> {
+        self.debug_sleep_check(gfp);
         match SizeClass::for_size(size_bytes) {
             Some(class) => self.slabs.alloc_sized(buckets.classes.get(class), gfp, size_bytes),
             None => self.kmalloc_unclassed(size_bytes, gfp, None),
@@ -83,6 +84,7 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
         gfp: Gfp,
         node: Option<NodeId>,
     ) -> Result<NonNull<u8>, AllocError> {
+        self.debug_sleep_check(gfp);
         match SizeClass::for_size(size_bytes) {
             Some(class) => self.slabs.alloc_node_sized(buckets.classes.get(class), gfp, node, size_bytes),
             None => self.kmalloc_unclassed(size_bytes, gfp, node),

@@ -15,6 +15,7 @@ use core::num::NonZero;
 use core::ptr::NonNull;
 
 use kmem_gfp::size::array_size;
+use kmem_gfp::verdict::check_sleep;
 use kmem_gfp::{AllocContext, AllocError, Gfp, NodeId};
 use kmem_slab::{CreateError, DestroyError, KmemCache, SlabEnv, SlabFlags, Slabs};
 use kmem_sync::atomic::{AtomicBool, AtomicI64, Ordering};
@@ -143,6 +144,7 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
     #[inline(always)]
     #[track_caller]
     pub fn kmalloc(&self, size_bytes: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        self.debug_sleep_check(gfp);
         match SizeClass::for_size(size_bytes) {
             Some(class) if gfp.contains(Gfp::ZERO) && self.zeroes_here => {
                 let plain = gfp.difference(Gfp::ZERO);
@@ -193,6 +195,7 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
     #[inline]
     #[track_caller]
     pub fn kmalloc_node(&self, size_bytes: usize, gfp: Gfp, node: Option<NodeId>) -> Result<NonNull<u8>, AllocError> {
+        self.debug_sleep_check(gfp);
         match SizeClass::for_size(size_bytes) {
             Some(class) => self.slabs.alloc_node_sized(self.cache(class, gfp), gfp, node, size_bytes),
             None => self.kmalloc_unclassed(size_bytes, gfp, node),
@@ -254,6 +257,7 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
         gfp: Gfp,
         token: PartitionToken,
     ) -> Result<NonNull<u8>, AllocError> {
+        self.debug_sleep_check(gfp);
         match (self.partitions, SizeClass::for_size(size_bytes)) {
             (Some(partitions), Some(class)) if KmallocKind::of(gfp) == KmallocKind::Normal => {
                 // SAFETY: written by `create_partitions`, read only since, freed never.
@@ -274,6 +278,16 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
         let cpu = self.slabs.env().cpu();
         let local: i64 = self.large_local.iter().map(|(_, slot)| slot.with_revoked(cpu, |n| *n)).sum();
         usize::try_from(local.saturating_add(self.large_shared.load(Ordering::Relaxed))).unwrap_or_default()
+    }
+
+    /// Complains in debug builds about a request that may sleep where sleeping is forbidden, whether or not it would have
+    /// slept this time.
+    #[inline(always)]
+    pub(crate) fn debug_sleep_check(&self, gfp: Gfp) {
+        if cfg!(debug_assertions) {
+            let allowed = check_sleep(gfp, self.slabs.env().context().task_flags());
+            debug_assert!(allowed.is_ok(), "kmalloc: {allowed:?}");
+        }
     }
 
     #[inline(always)]
@@ -304,6 +318,10 @@ impl<'s, E: SlabEnv> Kmalloc<'s, E> {
             return Ok(ZERO_SIZE_PTR);
         }
         let env = self.slabs.env();
+        if !gfp.slab_bugs().is_empty() {
+            let bugs = gfp.slab_bugs();
+            env.context().report(format_args!("kmalloc: unexpected flags {bugs} are left out. Fix your code!"));
+        }
         match large::alloc(env.pages(), env.frames(), size_bytes, gfp, node) {
             Ok((block, order)) => {
                 self.count_large(order.nr_pages() as i64);

@@ -188,6 +188,18 @@ fn large_blocks_are_whole_page_blocks() {
 }
 
 #[test]
+fn flags_that_no_block_can_honour_are_left_out_and_reported() {
+    // SL-76
+    with_kmalloc(|kmalloc, env| {
+        let large = kmalloc.kmalloc(20_000, KERNEL | Gfp::HIGHMEM).unwrap();
+        let report = env.take_reports().join("");
+        assert!(report.contains("HIGHMEM") && report.contains("Fix your code"), "{report}");
+        // SAFETY: allocated above.
+        unsafe { kmalloc.kfree(large.as_ptr()) }.unwrap();
+    });
+}
+
+#[test]
 fn one_byte_more_than_the_largest_is_an_error_reported_once() {
     // KM-09, KM-10
     with_kmalloc(|kmalloc, env| {

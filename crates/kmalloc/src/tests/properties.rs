@@ -62,9 +62,13 @@ impl Live {
         Self { block, size, seed }
     }
 
-    /// Large blocks are sampled.
+    /// Larger blocks are sampled.
     fn step(size: usize) -> usize {
-        if size > 16384 { 509 } else { 1 }
+        match size {
+            0..=512 => 1,
+            513..=16384 => 13,
+            _ => 509,
+        }
     }
 
     fn check(&self, len: usize) {
