@@ -19,7 +19,7 @@
 use core::ptr::NonNull;
 
 use kmem_gfp::{FreeError, MigrateType, Order, Pfn, PfnRange};
-use kmem_sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use kmem_sync::atomic::{AtomicPtr, AtomicU32, Ordering, fence_after_rmw};
 
 use crate::bits::{WORD_ORDER, cover, heads};
 use crate::hints::Hints;
@@ -206,6 +206,7 @@ impl<'a> Block<'a> {
             if new != old && self.record.compare_exchange(old.0, new.0, Ordering::SeqCst, Ordering::Relaxed).is_err() {
                 continue;
             }
+            fence_after_rmw();
             let list = Arena::list_of(new);
             if let Some(list) = list {
                 hints.set(list, self.index);
@@ -215,6 +216,8 @@ impl<'a> Block<'a> {
                     hints.clear(gone, self.index);
                 }
             }
+            // Behind the hints' clearing.
+            fence_after_rmw();
             if self.record() == new && change(new) == new {
                 return;
             }
@@ -240,10 +243,16 @@ impl<'a> Block<'a> {
         });
     }
 
-    /// Drops a hint that was found not to hold, unless it does after all.
+    /// Drops a hint that was found not to hold, unless it does after all. Whoever moved the pageblock may not have set its
+    /// new hint yet, so that is done here as well: nobody depends on another's progress.
     pub(crate) fn drop_hint(&self, list: usize) {
-        if Arena::list_of(self.record()) != Some(list) {
+        let filed = Arena::list_of(self.record());
+        if filed != Some(list) {
+            if let Some(filed) = filed {
+                self.arena.hints.set(filed, self.index);
+            }
             self.arena.hints.clear(list, self.index);
+            fence_after_rmw();
             if Arena::list_of(self.record()) == Some(list) {
                 self.arena.hints.set(list, self.index);
             }
@@ -276,11 +285,13 @@ impl<'a> Block<'a> {
         if self.record.compare_exchange(record.0, new.0, Ordering::SeqCst, Ordering::Relaxed).is_err() {
             return false;
         }
-        if let Some(old) = Arena::list_of(record) {
-            self.arena.hints.clear(old, self.index);
-        }
+        fence_after_rmw();
+        // The new hint before the old one goes: a search finds one of them.
         if let Some(list) = Arena::list_of(self.record()) {
             self.arena.hints.set(list, self.index);
+        }
+        if let Some(old) = Arena::list_of(record) {
+            self.drop_hint(old);
         }
         self.refile();
         self.follow_type();
@@ -313,6 +324,7 @@ impl<'a> Block<'a> {
     pub(crate) fn recount(&self) {
         let (Some(counted), Some(zone)) = (self.arena.counted.get(self.index), self.zone()) else { return };
         loop {
+            fence_after_rmw();
             let old = counted.load(Ordering::SeqCst);
             let record = self.record();
             let new = if record.is_special() { (record.migratetype() as u32) << 16 | self.free.count() } else { 0 };
@@ -366,11 +378,15 @@ impl<'a> Block<'a> {
         if order > 0 && nr > refused {
             self.note_tails();
         }
+        if refused > 0 {
+            self.settle_untaken();
+        }
         nr - refused
     }
 
     /// Whether frames of this pageblock may serve a type now that they have been taken. Mergeable types may mix.
     fn still_serves(&self, migratetype: MigrateType) -> bool {
+        fence_after_rmw();
         let now = self.record().migratetype();
         now == migratetype || (now.is_mergeable() && migratetype.is_mergeable())
     }
@@ -378,7 +394,16 @@ impl<'a> Block<'a> {
     fn untake(&self, offset: u32, order: u32) {
         // Nobody can have set bits that were ours.
         let _ = self.free.put(offset, order);
+        self.settle_untaken();
+    }
+
+    /// Frames were gone for a moment and are back: whoever counted or filed meanwhile did not see them.
+    fn settle_untaken(&self) {
+        fence_after_rmw();
         self.refile();
+        if self.record().is_special() {
+            self.recount();
+        }
     }
 
     /// Takes the block of `order` (at most 9) at `offset`, whatever the type; `false` if it is not all free.
@@ -427,6 +452,7 @@ impl<'a> Block<'a> {
     #[inline]
     pub(crate) fn put(&self, offset: u32, order: u32) -> Result<(), Occupied> {
         let merged = self.free.put(offset, order)?;
+        fence_after_rmw();
         let record = self.record();
         if merged + 1 > record.filed() {
             self.raise(merged);
@@ -441,6 +467,7 @@ impl<'a> Block<'a> {
     #[inline(always)]
     pub(crate) fn put_bits(&self, offset: u32, mask: u64) -> Result<(), Occupied> {
         let word = self.free.put_bits(offset, mask)?;
+        fence_after_rmw();
         let record = self.record();
         let filed = record.filed();
         // Anything larger than it is filed under?

@@ -9,7 +9,7 @@
 //! follows one looks at the pageblock's line. They are set after the frames were freed and checked again after
 //! having been cleared, so no free block stays without its hint (see `Arena::refile`).
 
-use kmem_sync::atomic::{AtomicU64, Ordering};
+use kmem_sync::atomic::{AtomicU64, Ordering, fence_after_rmw};
 
 use crate::table::{Carver, Table};
 
@@ -64,6 +64,7 @@ impl Hints {
         let bit = 1 << (block % 64);
         if leaf.load(Ordering::SeqCst) & bit == 0 {
             leaf.fetch_or(bit, Ordering::SeqCst);
+            fence_after_rmw();
         }
         // After the leaf: whoever clears the summary looks at the leaves once more.
         if summary.load(Ordering::SeqCst) >> (word % 64) & 1 == 0 {
@@ -94,6 +95,7 @@ impl Hints {
             return;
         }
         summary.fetch_and(!(1 << (word % 64)), Ordering::SeqCst);
+        fence_after_rmw();
         if leaf.load(Ordering::SeqCst) != 0 {
             summary.fetch_or(1 << (word % 64), Ordering::SeqCst);
         }

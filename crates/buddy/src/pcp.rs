@@ -52,8 +52,10 @@ impl Stack {
     /// The caller is inside the section of the stack's CPU.
     #[inline(always)]
     pub(crate) unsafe fn pop(&self) -> Option<Pfn> {
+        // Acquire pairs with the release in `set_open`: what a drain did to the stack before it was opened again is seen.
+        let floor = self.floor.load(Ordering::Acquire);
         let top = self.top.load(Ordering::Relaxed);
-        if top <= self.floor.load(Ordering::Relaxed) {
+        if top <= floor {
             return None;
         }
         // SAFETY: above `base`, so the entry below was written by a push; the section makes it ours.
@@ -68,8 +70,10 @@ impl Stack {
     /// The caller is inside the section of the stack's CPU.
     #[inline(always)]
     pub(crate) unsafe fn push(&self, pfn: Pfn) -> bool {
+        // Acquire pairs with the release in `set_limit`, as in `pop`.
+        let limit = self.limit.load(Ordering::Acquire);
         let top = self.top.load(Ordering::Relaxed);
-        if top >= self.limit.load(Ordering::Relaxed) {
+        if top >= limit {
             return false;
         }
         // SAFETY: below `limit`, which never exceeds the entries' end; the section makes the entry ours.
@@ -258,7 +262,7 @@ impl ZoneSet {
     pub(crate) fn set_open(&self, open: bool) {
         let open = open && self.has_room();
         for (i, stack) in self.stacks.iter().enumerate().take(STACKS) {
-            stack.floor.store(if open { self.base(i) } else { closed() }, Ordering::Relaxed);
+            stack.floor.store(if open { self.base(i) } else { closed() }, Ordering::Release);
         }
         if !open {
             self.close_frees();
@@ -352,7 +356,7 @@ impl ZoneSet {
     pub(crate) fn set_limit(&self, stack: usize, blocks: usize) {
         if let Some(state) = self.stacks.get(stack) {
             let blocks = blocks.min(self.room(stack));
-            state.limit.store(self.base(stack).wrapping_add(blocks), Ordering::Relaxed);
+            state.limit.store(self.base(stack).wrapping_add(blocks), Ordering::Release);
         }
     }
 

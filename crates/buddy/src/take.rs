@@ -11,7 +11,7 @@
 
 use kmem_gfp::alloc_flags::AllocFlags;
 use kmem_gfp::{MigrateType, Pfn, Watermark};
-use kmem_sync::atomic::Ordering;
+use kmem_sync::atomic::{Ordering, fence_after_rmw};
 
 use crate::arena::Block;
 use crate::buddy::Buddy;
@@ -53,10 +53,27 @@ enum Mode {
 
 impl<E: BuddyEnv> Buddy<E> {
     /// Takes up to `want.nr` blocks, handing each to `taken`, and accounts them. Returns how many.
+    ///
+    /// A pageblock whose largest block changes while we search moves from one list to another, perhaps behind us. So a
+    /// search that found nothing although there are pages enough is made again, twice.
     pub(crate) fn take(&self, state: &State, zone: &Zone, want: &Want, mut taken: impl FnMut(Pfn)) -> u32 {
+        for _ in 0..3 {
+            let got = self.search(state, zone, want, &mut taken);
+            if got > 0 {
+                self.account(state, zone, -(i64::from(got) << want.order));
+                return got;
+            }
+            if zone.free.load(Ordering::Relaxed) < 1 << want.order {
+                break;
+            }
+        }
+        0
+    }
+
+    fn search(&self, state: &State, zone: &Zone, want: &Want, taken: &mut impl FnMut(Pfn)) -> u32 {
         let mut got = 0;
         if want.flags.contains(AllocFlags::HIGHATOMIC) {
-            got += take_of(zone, MigrateType::HighAtomic, want, want.nr, &mut taken);
+            got += take_of(zone, MigrateType::HighAtomic, want, want.nr, taken);
         }
         let mut mode = Mode::Own;
         while got < want.nr {
@@ -64,10 +81,10 @@ impl<E: BuddyEnv> Buddy<E> {
             if mode == Mode::Own {
                 let mut nr = 0;
                 if want.flags.contains(AllocFlags::CMA) && zone.free_of(MigrateType::Cma) > zone.free_pages() / 2 {
-                    nr = take_of(zone, MigrateType::Cma, want, 1, &mut taken);
+                    nr = take_of(zone, MigrateType::Cma, want, 1, taken);
                 }
                 if nr == 0 {
-                    nr = take_of(zone, want.migratetype, want, left, &mut taken);
+                    nr = take_of(zone, want.migratetype, want, left, taken);
                 }
                 if nr > 0 {
                     got += nr;
@@ -75,7 +92,7 @@ impl<E: BuddyEnv> Buddy<E> {
                 }
             }
             if mode <= Mode::Cma && want.flags.contains(AllocFlags::CMA) {
-                let nr = take_of(zone, MigrateType::Cma, want, left, &mut taken);
+                let nr = take_of(zone, MigrateType::Cma, want, left, taken);
                 if nr > 0 {
                     mode = Mode::Cma;
                     got += nr;
@@ -86,7 +103,7 @@ impl<E: BuddyEnv> Buddy<E> {
                 mode = Mode::Own;
                 continue;
             }
-            if !want.flags.contains(AllocFlags::NOFRAGMENT) && steal(state, zone, want, &mut taken) {
+            if !want.flags.contains(AllocFlags::NOFRAGMENT) && steal(state, zone, want, taken) {
                 mode = Mode::Steal;
                 got += 1;
                 continue;
@@ -94,10 +111,7 @@ impl<E: BuddyEnv> Buddy<E> {
             break;
         }
         if got == 0 && want.flags.intersects(AllocFlags::OOM.union(AllocFlags::NON_BLOCK)) {
-            got += take_of(zone, MigrateType::HighAtomic, want, 1, &mut taken);
-        }
-        if got > 0 {
-            self.account(state, zone, -(i64::from(got) << want.order));
+            got += take_of(zone, MigrateType::HighAtomic, want, 1, taken);
         }
         got
     }
@@ -177,6 +191,7 @@ impl<E: BuddyEnv> Buddy<E> {
     #[inline]
     pub(crate) fn account(&self, state: &State, zone: &Zone, pages: i64) {
         let free = zone.free.fetch_add(pages, Ordering::SeqCst) + pages;
+        fence_after_rmw();
         if self.should_press(zone, free) != zone.pressed.load(Ordering::SeqCst) {
             self.settle(state, zone);
         }
@@ -198,13 +213,14 @@ impl<E: BuddyEnv> Buddy<E> {
             let pressed = |zone: &Zone| self.should_press(zone, zone.free.load(Ordering::SeqCst));
             let done = zone.gate.try_with(|drains| {
                 let close = pressed(zone);
-                zone.pressed.store(close, Ordering::SeqCst);
+                zone.pressed.swap(close, Ordering::SeqCst);
                 let open =
                     !close && *drains == 0 && self.options().allows_fast_path() && !zone.has_flag(flag::SETS_OFF);
                 for set in state.sets_of(zone) {
                     set.set_open(open);
                 }
             });
+            fence_after_rmw();
             // Whoever holds the gate looks once more when it is done.
             if done.is_none() || pressed(zone) == zone.pressed.load(Ordering::SeqCst) {
                 return;

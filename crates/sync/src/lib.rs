@@ -45,6 +45,19 @@ pub mod atomic {
         Ordering, fence,
     };
 
+    /// Orders a read-modify-write (of any ordering) before later loads of other words: half of a store-load handshake.
+    ///
+    /// Costs nothing where such instructions are full barriers (x86-64); a full fence elsewhere, and under loom, which takes
+    /// sequentially consistent accesses for acquire and release.
+    #[inline(always)]
+    pub fn fence_after_rmw() {
+        if cfg!(all(target_arch = "x86_64", not(loom))) {
+            compiler_fence(Ordering::SeqCst);
+        } else {
+            fence(Ordering::SeqCst);
+        }
+    }
+
     /// A fence for the compiler only; a full fence under loom, whose coroutines share no program order.
     #[cfg(loom)]
     pub fn compiler_fence(order: Ordering) {

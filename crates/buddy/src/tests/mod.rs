@@ -1,13 +1,25 @@
 //! Tests of the page allocator.
 
+#[cfg(not(loom))]
 mod basic;
+#[cfg(not(loom))]
 mod calls;
+#[cfg(loom)]
+mod loom;
+#[cfg(not(loom))]
 mod marks;
+#[cfg(not(loom))]
 mod numa;
+#[cfg(not(loom))]
 mod properties;
+#[cfg(not(loom))]
 mod pure;
 pub(crate) mod rig;
+#[cfg(not(loom))]
 mod sets;
+#[cfg(not(loom))]
 mod slow;
+#[cfg(not(loom))]
 mod types;
+#[cfg(not(loom))]
 mod views;

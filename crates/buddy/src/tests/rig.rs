@@ -17,13 +17,18 @@ use kmem_sync::{Cpu, CpuId, IrqState};
 
 use crate::{Buddy, BuddyEnv, BuddyOptions, MemoryMap, Region, ZoneLimits};
 
+#[cfg(not(loom))]
 std::thread_local! {
     static CURRENT: Cell<Option<u32>> = const { Cell::new(Some(0)) };
+}
+#[cfg(loom)]
+loom::thread_local! {
+    static CURRENT: Cell<Option<u32>> = Cell::new(Some(0));
 }
 
 /// Makes the running thread CPU `id`, or none.
 pub(crate) fn run_on(id: Option<u32>) {
-    CURRENT.set(id);
+    CURRENT.with(|current| current.set(id));
 }
 
 /// Test CPUs: a thread is the CPU that it says it is.
@@ -36,7 +41,7 @@ unsafe impl Cpu for TestCpu {
         self.0
     }
     fn try_pin(&self) -> Option<CpuId> {
-        CURRENT.get().map(CpuId)
+        CURRENT.with(Cell::get).map(CpuId)
     }
     unsafe fn unpin(&self, _cpu: CpuId) {}
     fn irq_save(&self) -> IrqState {
@@ -44,16 +49,29 @@ unsafe impl Cpu for TestCpu {
     }
     unsafe fn irq_restore(&self, _state: IrqState) {}
     fn relax(&self) {
+        #[cfg(loom)]
+        loom::thread::yield_now();
+        #[cfg(not(loom))]
         std::thread::yield_now();
     }
     fn barrier_all_cpus(&self) {
-        #[cfg(all(target_os = "linux", target_arch = "x86_64", not(miri), not(loom)))]
-        // SAFETY: membarrier(MEMBARRIER_CMD_GLOBAL) touches no memory of ours.
-        unsafe {
-            let result: isize;
-            core::arch::asm!("syscall", inlateout("rax") 324isize => result, in("rdi") 1, in("rsi") 0, in("rdx") 0,
-                out("rcx") _, out("r11") _);
-            assert_eq!(result, 0, "membarrier");
+        #[cfg(loom)]
+        loom::sync::atomic::fence(loom::sync::atomic::Ordering::SeqCst);
+        #[cfg(all(target_os = "linux", target_arch = "x86_64", not(loom)))]
+        {
+            /// `membarrier`: MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED, then MEMBARRIER_CMD_PRIVATE_EXPEDITED.
+            fn membarrier(command: u32) -> isize {
+                let result;
+                // SAFETY: the call touches no memory of ours.
+                unsafe {
+                    core::arch::asm!("syscall", inlateout("rax") 324isize => result, in("rdi") command, in("rsi") 0,
+                        in("rdx") 0, out("rcx") _, out("r11") _);
+                }
+                result
+            }
+            static REGISTERED: std::sync::Once = std::sync::Once::new();
+            REGISTERED.call_once(|| assert_eq!(membarrier(16), 0));
+            assert_eq!(membarrier(8), 0);
         }
     }
 }
@@ -171,7 +189,6 @@ impl AllocContext for Context {
     }
     fn yield_now(&self) {
         self.yields.fetch_add(1, Ordering::Relaxed);
-        std::thread::yield_now();
     }
     fn now_ms(&self) -> u64 {
         self.now.load(Ordering::Relaxed)

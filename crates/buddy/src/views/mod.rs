@@ -24,7 +24,7 @@ pub use mem_info::MemInfoDump;
 pub use pagetypeinfo::PageTypeInfo;
 pub use vmstat::VmStat;
 pub use zoneinfo::ZoneInfo;
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 pub(crate) use zoneinfo::stat_threshold;
 
 /// Counters that other layers know: the slab's, reclaim's, the page cache's.
