@@ -8,7 +8,7 @@ use kmem_sync::atomic::Ordering;
 
 use crate::node::Node;
 use crate::slab::{Slab, SlabState, owner_node};
-use crate::{KmemCache, ObjectError, SlabEnv, Slabs};
+use crate::{KmemCache, ObjectError, SlabEnv, SlabFlags, Slabs};
 
 /// Whether a lock is worth waiting for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -210,7 +210,7 @@ impl<E: SlabEnv> Slabs<E> {
         };
         let done = node.with(self.env.cpu(), how, |slabs| {
             // SAFETY: the caller's promise.
-            unsafe { self.push_locked(cache, slabs, slab, head, tail, count) }
+            unsafe { self.push_locked(cache, slabs, slab, head, tail, count, how) }
         });
         match done {
             Some(Ok(true)) => self.release_slab(cache, node, slab),
@@ -262,6 +262,7 @@ impl<E: SlabEnv> Slabs<E> {
     ///
     /// # Safety
     /// As for [`put_chain`](Self::put_chain).
+    #[allow(clippy::too_many_arguments)]
     pub(crate) unsafe fn push_locked(
         &self,
         cache: &KmemCache,
@@ -270,6 +271,7 @@ impl<E: SlabEnv> Slabs<E> {
         head: usize,
         tail: NonNull<u8>,
         count: usize,
+        how: Locking,
     ) -> Result<bool, ObjectError> {
         let frames = self.env.frames();
         loop {
@@ -277,7 +279,10 @@ impl<E: SlabEnv> Slabs<E> {
             // SAFETY: the caller's promise.
             let new = unsafe { self.pushed(cache, slab, state, head, tail, count)? };
             let empty = new.inuse() == 0;
+            // Waiting for readers means a queue, whose lock not every context can take.
+            let stays = how == Locking::Try && cache.flags.contains(SlabFlags::TYPESAFE_BY_RCU);
             let release = empty
+                && !stays
                 && (slabs.partial.len >= cache.min_partial.load(Ordering::Relaxed) || slabs.nr_empty >= MAX_EMPTY);
             if !slab.swap_state(state, new.listed(!release)) {
                 continue;

@@ -102,7 +102,10 @@ pub struct KmemCache {
     /// Objects freed where no lock could be had, linked through their free pointers.
     pub(crate) deferred: AtomicPtr<u8>,
     pub(crate) pending: Pending,
+    /// Users: `create` calls that returned this cache. Zero while it is being destroyed. Belongs to the list lock.
     pub(crate) refs: AtomicU32,
+    /// Walkers of the list that are looking at this cache: it does not go away meanwhile. Raised under the list lock.
+    pub(crate) visitors: AtomicU32,
     /// The next older cache; belongs to the family's list lock.
     pub(crate) older: AtomicPtr<KmemCache>,
     pub(crate) last_report_ms: AtomicU64,
@@ -199,6 +202,7 @@ impl KmemCache {
             deferred: AtomicPtr::new(ptr::null_mut()),
             pending: Pending::new(),
             refs: AtomicU32::new(1),
+            visitors: AtomicU32::new(0),
             older: AtomicPtr::new(ptr::null_mut()),
             last_report_ms: AtomicU64::new(0),
             block_bytes: spec.block_bytes,
@@ -261,6 +265,11 @@ impl KmemCache {
     /// Sets [`min_partial`](Self::min_partial).
     pub fn set_min_partial(&self, nr_slabs: u32) {
         self.min_partial.store(nr_slabs, Ordering::Relaxed);
+    }
+
+    /// Whether nobody is destroying it. Called with the list lock held.
+    pub(crate) fn is_live(&self) -> bool {
+        self.refs.load(Ordering::Relaxed) > 0
     }
 
     /// Whether the cache has nothing to see to when an object is freed.

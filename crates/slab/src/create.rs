@@ -49,9 +49,14 @@ impl<E: SlabEnv> Slabs<E> {
             return Ok(cache);
         }
         let cache = self.place(name, &plan)?;
-        let placed = core.caches.with(self.env.cpu(), |list| {
-            if names(list).any(|other| other.name() == name) {
-                return Err(CreateError::NameTaken);
+        let insert = |list: &mut CacheList| {
+            // Someone else may have been here since.
+            let shared = self.find_shared(list, &plan);
+            if !shared.is_null() {
+                return Ok(shared);
+            }
+            if let Some(other) = names(list).find(|other| other.name() == name) {
+                return Err(other.is_live());
             }
             // SAFETY: just placed; nobody else knows it.
             let descriptor = unsafe { cache.as_ref() };
@@ -61,15 +66,25 @@ impl<E: SlabEnv> Slabs<E> {
             descriptor.older.store(list.newest, Ordering::Relaxed);
             list.newest = cache.as_ptr();
             list.len += 1;
-            Ok(())
-        });
-        if let Err(error) = placed {
+            Ok(cache.as_ptr())
+        };
+        let listed = loop {
+            match core.caches.with(self.env.cpu(), insert) {
+                // The cache of that name is on its way out.
+                Err(false) => {
+                    self.env.cpu().relax();
+                    self.env.context().yield_now();
+                }
+                result => break result,
+            }
+        };
+        if listed != Ok(cache.as_ptr()) {
             // SAFETY: nobody else knows it.
             unsafe { self.unplace(cache) };
-            return Err(error);
         }
-        // SAFETY: on the list; it lives until `destroy`.
-        Ok(unsafe { cache.as_ref() })
+        // SAFETY: on the list, with our use counted; it lives until `destroy`.
+        let listed = listed.ok().and_then(|listed| unsafe { listed.as_ref() });
+        listed.ok_or(CreateError::NameTaken)
     }
 
     fn plan(&self, name: &str, size: usize, args: &CacheArgs) -> Result<Plan, CreateError> {
@@ -143,7 +158,7 @@ impl<E: SlabEnv> Slabs<E> {
                 && (cache.flags ^ plan.flags) & SlabFlags::MERGE_SAME == SlabFlags::empty()
                 && (cache.flags ^ plan.flags) & (SlabFlags::INIT_ON_ALLOC | SlabFlags::INIT_ON_FREE)
                     == SlabFlags::empty();
-            if fits && is_mergeable(cache) {
+            if fits && is_mergeable(cache) && cache.is_live() {
                 best = Some(cache);
             }
         }

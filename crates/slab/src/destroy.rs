@@ -3,8 +3,8 @@
 use core::ptr::{self, NonNull};
 
 use kmem_gfp::AllocContext;
-use kmem_sync::CpuId;
 use kmem_sync::atomic::Ordering;
+use kmem_sync::{Cpu, CpuId};
 
 use crate::backend::Locking;
 use crate::create::names;
@@ -133,8 +133,8 @@ impl<E: SlabEnv> Slabs<E> {
         }
     }
 
-    /// Destroys a cache, or gives up one user's share of it. Waits for objects freed through RCU. May sleep; interrupts
-    /// must be on.
+    /// Destroys a cache, or gives up one user's share of it. Waits for objects freed through RCU, and for whoever looks at
+    /// the cache through [`for_each_cache`](Self::for_each_cache). May sleep; interrupts must be on.
     ///
     /// # Safety
     /// If the result is `Ok`, nobody uses this reference to the cache any more. Frees of its last objects may still be
@@ -147,20 +147,25 @@ impl<E: SlabEnv> Slabs<E> {
     pub unsafe fn destroy(&self, cache: &KmemCache) -> Result<(), DestroyError> {
         let Some(core) = self.core() else { return Err(DestroyError::UnknownCache) };
         let cpu = self.env.cpu();
-        let known = core.caches.with(cpu, |list| {
-            let known = names(list).any(|other| ptr::eq(other, cache));
-            let shared = known && cache.refs.load(Ordering::Relaxed) > 1;
-            if shared {
-                cache.refs.fetch_sub(1, Ordering::Relaxed);
-            }
-            (known, shared)
+        // The last user makes it zero: nobody finds the cache from then on, neither to share it nor to look at it.
+        let users = core.caches.with(cpu, |list| {
+            let known = names(list).any(|other| ptr::eq(other, cache) && other.is_live());
+            if known { cache.refs.fetch_sub(1, Ordering::Relaxed) } else { 0 }
         });
-        match known {
-            (false, _) => return Err(DestroyError::UnknownCache),
-            (true, true) => return Ok(()),
-            (true, false) => {}
+        match users {
+            0 => return Err(DestroyError::UnknownCache),
+            1 => {}
+            _ => return Ok(()),
         }
-        self.empty(cache)?;
+        // Acquire pairs with the release in `Visit`.
+        while cache.visitors.load(Ordering::Acquire) > 0 {
+            cpu.relax();
+            self.env.context().yield_now();
+        }
+        if let Err(remain) = self.empty(cache) {
+            core.caches.with(cpu, |_| cache.refs.fetch_add(1, Ordering::Relaxed));
+            return Err(remain);
+        }
         core.caches.with(cpu, |list| {
             let older = cache.older.load(Ordering::Relaxed);
             let newer = names(list).find(|other| ptr::eq(other.older.load(Ordering::Relaxed), cache));

@@ -40,6 +40,31 @@ pub(crate) struct CacheList {
 // SAFETY: descriptors are `Sync` and tied to no thread.
 unsafe impl Send for CacheList {}
 
+/// A look at a cache: it is not destroyed before this is dropped.
+struct Visit<'s>(&'s KmemCache);
+
+impl Visit<'_> {
+    /// Looks at the cache, or the first behind it that is not being destroyed. Called with the list lock held.
+    fn from(mut at: *mut KmemCache) -> Option<Self> {
+        // SAFETY: caches on the list live while the lock is held.
+        while let Some(cache) = unsafe { at.as_ref() } {
+            if cache.is_live() {
+                cache.visitors.fetch_add(1, Ordering::Relaxed);
+                return Some(Self(cache));
+            }
+            at = cache.older.load(Ordering::Relaxed);
+        }
+        None
+    }
+}
+
+impl Drop for Visit<'_> {
+    fn drop(&mut self) {
+        // Release pairs with the acquire in `destroy`: what was done here is done before the cache goes.
+        self.0.visitors.fetch_sub(1, Ordering::Release);
+    }
+}
+
 /// What a family keeps beside its caches. Lives in pages from `init` on.
 pub(crate) struct Core {
     pub(crate) caches: SpinLock<CacheList>,
@@ -276,15 +301,15 @@ impl<E: SlabEnv> Slabs<E> {
         })
     }
 
-    /// Calls `f` with every cache, newest first, the internal ones left out, and no lock held. A cache created meanwhile
-    /// may be missed; one destroyed meanwhile must not be (its destroyer is the caller's business).
+    /// Calls `f` with every cache, newest first, the internal ones left out, and no lock held. Caches created or destroyed
+    /// meanwhile may be missed; destroying the one that `f` looks at waits until it has returned, so `f` must not do it.
     pub fn for_each_cache(&self, mut f: impl FnMut(&KmemCache)) {
         let Some(core) = self.core() else { return };
-        let mut at = core.caches.with(self.env.cpu(), |list| list.newest);
-        // SAFETY: caches live until destroyed, which the caller excludes.
-        while let Some(cache) = unsafe { at.as_ref() } {
+        let mut visit = core.caches.with(self.env.cpu(), |list| Visit::from(list.newest));
+        while let Some(Visit(cache)) = &visit {
             f(cache);
-            at = core.caches.with(self.env.cpu(), |_| cache.older.load(Ordering::Relaxed));
+            let next = core.caches.with(self.env.cpu(), |_| Visit::from(cache.older.load(Ordering::Relaxed)));
+            visit = next;
         }
     }
 
@@ -295,7 +320,7 @@ impl<E: SlabEnv> Slabs<E> {
             let mut at = list.newest;
             // SAFETY: caches on the list live while the lock is held.
             while let Some(cache) = unsafe { at.as_ref() } {
-                if cache.name() == name {
+                if cache.name() == name && cache.is_live() {
                     return at;
                 }
                 at = cache.older.load(Ordering::Relaxed);

@@ -63,7 +63,8 @@ impl<E: SlabEnv> Slabs<E> {
             }
         });
         if listed.is_none() {
-            self.release_slab(cache, home, &slab);
+            // Nobody has seen it, so there are no readers to wait for either.
+            self.destroy_slab(cache, home, &slab);
             return Err(no_memory(gfp));
         }
         Ok(taken)

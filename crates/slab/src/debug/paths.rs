@@ -218,7 +218,7 @@ impl<E: SlabEnv> Slabs<E> {
                 ));
             }
             // SAFETY: given up by the caller; a chain of one.
-            unsafe { self.push_locked(cache, slabs, slab, index, object, 1) }
+            unsafe { self.push_locked(cache, slabs, slab, index, object, 1, how) }
         });
         match freed {
             Some(Ok(true)) => self.release_slab(cache, node, slab),

@@ -2,7 +2,7 @@
 //! that must be there when it is freed, whoever frees it.
 
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::Mutex;
 use std::vec::Vec;
 
@@ -229,4 +229,47 @@ fn everything_at_once_with_tiny_barns_and_zeroing_frees() {
     let config = SlabConfig { barn_full: 1, barn_empty: 0, max_sheaf_capacity: 4, ..SlabConfig::DEFAULT };
     all_at_once(SlabConfig { init_on_free: true, ..config }, 1, 14);
     all_at_once(config, 2, 15);
+}
+
+#[test]
+fn caches_come_and_go_under_everybodys_eyes() {
+    // SL-02, SL-08, SL-96, RC-08
+    let slabs = Slabs::new(TestEnv::new(3, 2048));
+    slabs.init().unwrap();
+    let before = slabs.env().pages().in_use();
+    let left = AtomicUsize::new(2);
+    std::thread::scope(|scope| {
+        let (slabs, left) = (&slabs, &left);
+        for cpu in 0..2 {
+            scope.spawn(move || {
+                run_on(Some(cpu));
+                for round in 0..100 {
+                    // Shared by both at times, and the name is taken by one that is going away at times.
+                    let cache = slabs.create("fleeting", 64, &with_flags(SlabFlags::empty())).unwrap();
+                    let objects = super::take(slabs, cache, 1 + round * 7 % 80);
+                    for object in objects {
+                        // SAFETY: ours, and nobody reads it.
+                        unsafe { slabs.free_rcu(object, object.cast::<RcuHead>()).unwrap() };
+                    }
+                    destroy(slabs, cache);
+                }
+                left.fetch_sub(1, Ordering::Release);
+            });
+        }
+        run_on(Some(2));
+        let mut text = std::string::String::new();
+        while left.load(Ordering::Acquire) > 0 {
+            slabs.env().grace().pass();
+            slabs.rcu_poll();
+            slabs.shrink_all();
+            text.clear();
+            slabs.slabinfo(&mut text).unwrap();
+            slabs.cpu_dead(CpuId(0));
+        }
+    });
+    run_on(Some(0));
+    assert!(slabs.find_cache("fleeting").is_none());
+    slabs.shrink_all();
+    assert_eq!(slabs.env().pages().in_use(), before);
+    assert!(slabs.env().reports().is_empty());
 }
