@@ -126,7 +126,7 @@ unsafe fn fill<P: Platform>(
         let platform: &'static P = &(*place).platform;
         let undo_platform = OnFailure(&raw mut (*place).platform);
 
-        (&raw mut (*place).pages).write(PageSource::with_options(PageSide(platform), platform.buddy_options()));
+        (&raw mut (*place).pages).write(PageSource::with_options(PageSide::new(platform), platform.buddy_options()));
         let pages: &'static PageSource<P> = &(*place).pages;
         let undo_pages = OnFailure(&raw mut (*place).pages);
         let layout = pages.metadata_layout(map)?;
@@ -134,7 +134,7 @@ unsafe fn fill<P: Platform>(
             metadata(layout).ok_or(MapError::NotEnoughMetadata { size_bytes: layout.size(), align: layout.align() })?;
         pages.init(map, metadata)?;
 
-        let slabs = Slabs::with_config(ObjectSide { platform, pages }, platform.slab_config());
+        let slabs = Slabs::with_config(ObjectSide::new(platform, pages), platform.slab_config());
         (&raw mut (*place).slabs).write(slabs);
         let slabs: &'static Slabs<ObjectSide<P>> = &(*place).slabs;
         let undo_slabs = OnFailure(&raw mut (*place).slabs);

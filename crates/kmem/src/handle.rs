@@ -44,6 +44,11 @@ impl<P: Platform> GfpAlloc<P> {
         self.gfp
     }
 
+    /// The machine it asks.
+    pub fn kmem(&self) -> &'static Kmem<P> {
+        self.kmem
+    }
+
     /// The same machine with other flags. Memory may be grown and given back through either.
     #[must_use]
     pub fn with_gfp(self, gfp: Gfp) -> Self {

@@ -28,16 +28,16 @@ use kmem_sync::{Cpu, CpuId, GracePeriod};
 /// Each method returns the same part, or for constants the same answer, every time. Methods may be called in every
 /// context that an allocator is called in, and must not allocate from this machine.
 pub trait Platform: Sync + 'static {
-    /// The CPUs.
-    type Cpu: Cpu;
+    /// The CPUs. Copied into each allocator, so that a fast path finds it without a detour.
+    type Cpu: Cpu + Copy;
     /// The running task and context.
     type Context: AllocContext;
     /// Grace periods.
     type Grace: GracePeriod;
     /// Reclaim.
     type Reclaimer: Reclaimer;
-    /// The frame table.
-    type Frames: FrameTable;
+    /// The frame table. Copied as the CPUs are; a large one is a reference to itself.
+    type Frames: FrameTable + Copy;
 
     /// Which CPU runs this code and how to stay on it. On every fast path: should inline to a register read.
     fn cpu(&self) -> &Self::Cpu;
@@ -159,7 +159,16 @@ pub trait Platform: Sync + 'static {
 
 /// The platform as the page allocator sees it.
 #[derive(Debug)]
-pub struct PageSide<P: 'static>(pub(crate) &'static P);
+pub struct PageSide<P: Platform> {
+    platform: &'static P,
+    cpu: P::Cpu,
+}
+
+impl<P: Platform> PageSide<P> {
+    pub(crate) fn new(platform: &'static P) -> Self {
+        Self { platform, cpu: *platform.cpu() }
+    }
+}
 
 impl<P: Platform> Clone for PageSide<P> {
     fn clone(&self) -> Self {
@@ -175,61 +184,69 @@ impl<P: Platform> BuddyEnv for PageSide<P> {
 
     #[inline(always)]
     fn cpu(&self) -> &P::Cpu {
-        self.0.cpu()
+        &self.cpu
     }
     #[inline(always)]
     fn context(&self) -> &P::Context {
-        self.0.context()
+        self.platform.context()
     }
     #[inline(always)]
     fn reclaimer(&self) -> &P::Reclaimer {
-        self.0.reclaimer()
+        self.platform.reclaimer()
     }
     unsafe fn zero_frames(&self, range: PfnRange) {
         // SAFETY: the caller's promise is the same.
-        unsafe { self.0.zero_frames(range) }
+        unsafe { self.platform.zero_frames(range) }
     }
     fn node_of_cpu(&self, cpu: CpuId) -> NodeId {
-        self.0.node_of_cpu(cpu)
+        self.platform.node_of_cpu(cpu)
     }
     fn distance(&self, from: NodeId, to: NodeId) -> u32 {
-        self.0.distance(from, to)
+        self.platform.distance(from, to)
     }
     fn node_has_cpus(&self, node: NodeId) -> bool {
-        self.0.node_has_cpus(node)
+        self.platform.node_has_cpus(node)
     }
     fn background_running(&self, node: NodeId) -> bool {
-        self.0.background_running(node)
+        self.platform.background_running(node)
     }
     fn node_allowed(&self, node: NodeId, gfp: Gfp) -> bool {
-        self.0.node_allowed(node, gfp)
+        self.platform.node_allowed(node, gfp)
     }
     fn over_dirty_limit(&self, node: NodeId) -> bool {
-        self.0.over_dirty_limit(node)
+        self.platform.over_dirty_limit(node)
     }
     fn reclaim_node(&self, node: NodeId, request: &ReclaimRequest) -> bool {
-        self.0.reclaim_node(node, request)
+        self.platform.reclaim_node(node, request)
     }
     fn movable_pages(&self, pageblock: PfnRange) -> Option<u64> {
-        self.0.movable_pages(pageblock)
+        self.platform.movable_pages(pageblock)
     }
     fn charge(&self, gfp: Gfp, order: Order) -> bool {
-        self.0.charge(gfp, order)
+        self.platform.charge(gfp, order)
     }
     #[inline(always)]
     fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {
-        self.0.inject_failure(gfp, order)
+        self.platform.inject_failure(gfp, order)
     }
     fn cache_slice_pages(&self, cpu: CpuId) -> u64 {
-        self.0.cache_slice_pages(cpu)
+        self.platform.cache_slice_pages(cpu)
     }
 }
 
 /// The platform and its page allocator as the object caches see them.
 #[derive(Debug)]
 pub struct ObjectSide<P: Platform> {
-    pub(crate) platform: &'static P,
-    pub(crate) pages: &'static crate::PageSource<P>,
+    platform: &'static P,
+    pages: &'static crate::PageSource<P>,
+    cpu: P::Cpu,
+    frames: P::Frames,
+}
+
+impl<P: Platform> ObjectSide<P> {
+    pub(crate) fn new(platform: &'static P, pages: &'static crate::PageSource<P>) -> Self {
+        Self { platform, pages, cpu: *platform.cpu(), frames: *platform.frames() }
+    }
 }
 
 impl<P: Platform> Clone for ObjectSide<P> {
@@ -248,7 +265,7 @@ impl<P: Platform> SlabEnv for ObjectSide<P> {
 
     #[inline(always)]
     fn cpu(&self) -> &P::Cpu {
-        self.platform.cpu()
+        &self.cpu
     }
     #[inline(always)]
     fn pages(&self) -> &Self::Pages {
@@ -256,7 +273,7 @@ impl<P: Platform> SlabEnv for ObjectSide<P> {
     }
     #[inline(always)]
     fn frames(&self) -> &P::Frames {
-        self.platform.frames()
+        &self.frames
     }
     #[inline(always)]
     fn context(&self) -> &P::Context {

@@ -188,11 +188,13 @@ impl<E: SlabEnv> Slabs<E> {
             return Err(ObjectError::NotSlab { address });
         };
         let owner = words.owner.load(Ordering::Relaxed);
-        if OwnerTag::of(owner) != OwnerTag::Slab {
+        // Without its tag a slab's word is a pointer whose low bits are clear: shorter than comparing tags.
+        let untagged = owner.wrapping_sub(OwnerTag::Slab as u64);
+        if untagged & OwnerTag::MASK != 0 {
             return Err(ObjectError::NotSlab { address });
         }
         // SAFETY: the frame belongs to a slab, so its cache lives.
-        let cache = unsafe { owner_cache(owner) };
+        let cache = unsafe { owner_cache(untagged) };
         // SAFETY: given up by the caller.
         if unsafe { push(self.env.cpu(), cache, owner, object) } {
             return Ok(());
