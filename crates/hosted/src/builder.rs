@@ -8,6 +8,7 @@ use kmem_gfp::{Reclaimer, ZoneKind};
 use kmem_kmalloc::KmallocConfig;
 use kmem_slab::SlabConfig;
 
+use crate::grow::{self, Rest};
 use crate::host::{Host, HostOptions};
 use crate::machine::{Machine, Parts};
 use crate::ram::{Mapping, Ram};
@@ -192,6 +193,7 @@ impl MachineBuilder {
             .map(|range| Region { range: range.frames, node: range.node, zone: Some(range.zone) })
             .collect();
         let limits = limits(&regions);
+        let (regions, rest) = grow::divide(regions);
         let mut tunables = self.tunables;
         tunables
             .kmalloc
@@ -216,7 +218,12 @@ impl MachineBuilder {
         // frames are a fresh mapping's, ours alone; (3) the table covers the plan's span.
         let started = unsafe { cell.init(host, &map, metadata) };
         match (started, refused) {
-            (Ok(kmem), _) => Ok(Machine::new(kmem, parts)),
+            (Ok(kmem), _) => {
+                if !rest.is_empty() {
+                    parts.add_later(kmem, Rest::new(kmem.pages(), limits, rest));
+                }
+                Ok(Machine::new(kmem, parts))
+            }
             (Err(_), Some(error)) => Err(error.into()),
             (Err(error), None) => Err(error.into()),
         }

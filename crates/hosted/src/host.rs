@@ -10,6 +10,7 @@
 //! ```
 
 use core::fmt;
+use std::sync::OnceLock;
 
 use kmem_gfp::{
     AllocContext, CompactOutcome, CompactPriority, FlatFrameTable, NodeId, OomOutcome, ReclaimRequest, Reclaimer,
@@ -21,6 +22,7 @@ use kmem_sync::{Cpu, CpuId};
 use crate::builder::Tunables;
 use crate::context::{self, ReportSink, Reports};
 use crate::grace::{EpochGrace, SlotCpu};
+use crate::grow::Rest;
 use crate::ram::Ram;
 use crate::sys;
 
@@ -72,25 +74,46 @@ impl<C: Cpu> AllocContext for HostContext<C> {
     }
 }
 
-/// The machine's reclaimer: the one that the builder was given, or none.
-#[derive(Clone, Copy)]
-pub struct HostReclaimer(Option<&'static (dyn Reclaimer + Sync)>);
+/// The machine's reclaimer: memory that the page allocator has not been given yet, then the reclaimer that the builder was
+/// given, if any.
+pub struct HostReclaimer {
+    given: Option<&'static (dyn Reclaimer + Sync)>,
+    rest: OnceLock<&'static Rest>,
+}
 
 impl fmt::Debug for HostReclaimer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("HostReclaimer").field(&self.0.map(|_| "given")).finish()
+        f.debug_struct("HostReclaimer").field("given", &self.given.is_some()).finish_non_exhaustive()
+    }
+}
+
+impl HostReclaimer {
+    /// Says where more memory is to be had.
+    pub(crate) fn set_rest(&self, rest: &'static Rest) {
+        // Set once, at boot; a second value would be a mistake without consequences.
+        let _ = self.rest.set(rest);
+    }
+
+    fn add_memory(&self, node: NodeId) -> usize {
+        self.rest.get().map_or(0, |rest| rest.add(node))
     }
 }
 
 impl Reclaimer for HostReclaimer {
     #[inline]
     fn wake_background(&self, node: NodeId, request: &ReclaimRequest) {
-        if let Some(reclaimer) = self.0 {
+        if self.add_memory(node) > 0 {
+            return;
+        }
+        if let Some(reclaimer) = self.given {
             reclaimer.wake_background(node, request);
         }
     }
     fn reclaim(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> usize {
-        self.0.map_or(0, |reclaimer| reclaimer.reclaim(context, request))
+        match self.add_memory(request.node) {
+            0 => self.given.map_or(0, |reclaimer| reclaimer.reclaim(context, request)),
+            added => added,
+        }
     }
     fn compact(
         &self,
@@ -98,16 +121,16 @@ impl Reclaimer for HostReclaimer {
         request: &ReclaimRequest,
         priority: CompactPriority,
     ) -> CompactOutcome {
-        self.0.map_or(CompactOutcome::Skipped, |reclaimer| reclaimer.compact(context, request, priority))
+        self.given.map_or(CompactOutcome::Skipped, |reclaimer| reclaimer.compact(context, request, priority))
     }
     fn can_compact(&self) -> bool {
-        self.0.is_some_and(|reclaimer| reclaimer.can_compact())
+        self.given.is_some_and(|reclaimer| reclaimer.can_compact())
     }
     fn reclaimable_pages(&self, node: NodeId, zone: ZoneKind) -> u64 {
-        self.0.map_or(0, |reclaimer| reclaimer.reclaimable_pages(node, zone))
+        self.given.map_or(0, |reclaimer| reclaimer.reclaimable_pages(node, zone))
     }
     fn out_of_memory(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> OomOutcome {
-        self.0.map_or(OomOutcome::NoVictim, |reclaimer| reclaimer.out_of_memory(context, request))
+        self.given.map_or(OomOutcome::NoVictim, |reclaimer| reclaimer.out_of_memory(context, request))
     }
 }
 
@@ -143,7 +166,7 @@ impl<C: SlotCpu + Copy> Host<C> {
             table: *ram.table(),
             context: HostContext { cpu, nodes, reports: ReportSink::new(reports) },
             grace: EpochGrace::new(cpu),
-            reclaimer: HostReclaimer(reclaimer),
+            reclaimer: HostReclaimer { given: reclaimer, rest: OnceLock::new() },
             tunables,
             ram,
             fail_in: AtomicU64::new(0),

@@ -4,7 +4,7 @@
 //! - `slots`, `thread`, `cpu`, `barrier`: threads as CPUs;
 //! - `epoch`: grace periods;
 //! - `context`: tasks, interrupts, reports;
-//! - `host`, `platform`: these parts as kmem wants them; `builder`, `machine`: a machine and its boot;
+//! - `host`, `platform`: these parts as kmem wants them; `builder`, `machine`, `grow`: a machine, its boot, memory added later;
 //! - `heap`: the global heap of an ordinary program; `release`: free memory back to the host;
 //! - `sys`: the host's system calls.
 #![doc = include_str!("../README.md")]
@@ -15,6 +15,7 @@ mod context;
 mod cpu;
 mod epoch;
 mod grace;
+mod grow;
 #[cfg(not(loom))]
 mod heap;
 mod host;

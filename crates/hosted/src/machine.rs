@@ -11,6 +11,7 @@ use kmem_sync::CpuId;
 
 use crate::cpu::BindError;
 use crate::grace::{EpochGrace, RcuReadGuard};
+use crate::grow::Rest;
 use crate::host::Host;
 use crate::ram::{Mapping, Ram};
 use crate::release::release_free;
@@ -31,6 +32,8 @@ pub(crate) struct Parts {
     pub(crate) cpu: Option<HostCpu>,
     /// The page allocator's bookkeeping memory.
     pub(crate) books: Option<Mapping>,
+    /// Memory that the page allocator has not been given yet; null if it has all.
+    rest: *mut Rest,
 }
 
 impl Parts {
@@ -46,7 +49,15 @@ impl Parts {
             table: Box::into_raw(Box::new(table)),
             cpu: None,
             books: None,
+            rest: core::ptr::null_mut(),
         }
+    }
+
+    /// Lets the page allocator have `rest` when it runs short.
+    pub(crate) fn add_later(&mut self, kmem: &'static Kmem<Host<HostCpu>>, rest: Rest) {
+        self.rest = Box::into_raw(Box::new(rest));
+        // SAFETY: just made; it lives as long as the machine.
+        kmem.platform().reclaimer().set_rest(unsafe { &*self.rest });
     }
 
     /// The parts that the allocators refer to.
@@ -72,6 +83,9 @@ impl Drop for Parts {
             drop(Box::from_raw(self.table));
             drop(Box::from_raw(self.slots));
             drop(Box::from_raw(self.ram));
+            if !self.rest.is_null() {
+                drop(Box::from_raw(self.rest));
+            }
         }
     }
 }
@@ -154,6 +168,14 @@ impl Machine {
     /// Bytes of memory that the machine has.
     pub fn ram_bytes(&self) -> u64 {
         self.plan().nr_frames().saturating_mul(PAGE_SIZE as u64)
+    }
+
+    /// Bytes of memory that the page allocator will be given when it runs short: machines above 16 GiB boot with a part.
+    pub fn pending_bytes(&self) -> u64 {
+        // SAFETY: nobody changes the parts before `shut_down`.
+        let parts: &Parts = unsafe { &*self.parts.get() };
+        // SAFETY: null, or a live box (invariant of `Parts`).
+        unsafe { parts.rest.as_ref() }.map_or(0, |rest| rest.frames().saturating_mul(PAGE_SIZE as u64))
     }
 
     /// The file behind the memory, if it is [`RamBacking::Memfd`](crate::RamBacking::Memfd); see

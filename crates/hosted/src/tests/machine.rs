@@ -138,10 +138,27 @@ fn a_machine_of_any_size_boots_at_once() {
             time
         });
         let best = best.min().unwrap();
-        // The promise is for a release build on an idle host.
-        let bound = if cfg!(debug_assertions) { 200 } else { 5 };
+        // The promise, 5 ms, is for a release build on an idle host.
+        let bound = if cfg!(debug_assertions) { 500 } else { 5 };
         assert!(best.as_millis() < bound, "{gib} GiB took {best:?}");
     }
+}
+
+#[test]
+fn a_large_machine_is_given_all_its_memory_in_the_end() {
+    let machine = boot(Machine::builder().ram_bytes(40 << 30).nodes(2));
+    assert!(machine.pending_bytes() > 8 << 30);
+    let kmem = machine.kmem();
+    let mut blocks = 0;
+    // Untouched blocks cost the host nothing.
+    while kmem.alloc_pages(Gfp::KERNEL | Gfp::NORETRY | Gfp::NOWARN, Order::MAX).is_ok() {
+        blocks += 1;
+    }
+    assert_eq!(machine.pending_bytes(), 0);
+    let movable = machine.plan().ranges().iter().filter(|range| range.zone == ZoneKind::Movable);
+    let unreachable: u64 = movable.map(|range| range.frames.len()).sum();
+    let reachable = (machine.plan().nr_frames() - unreachable) / 1024;
+    assert!(blocks * 10 > reachable * 9, "{blocks} of {reachable} blocks");
 }
 
 #[test]
