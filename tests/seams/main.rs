@@ -5,6 +5,7 @@ mod board;
 mod foreign;
 mod global;
 mod init;
+mod threads;
 mod views;
 
 use kmem::{Gfp, Order};
