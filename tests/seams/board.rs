@@ -28,9 +28,11 @@ static MEMORY: Memory = Memory(UnsafeCell::new([0; PAGES * PAGE_SIZE]));
 static WORDS: [FrameWords; PAGES] = [const { FrameWords::new() }; PAGES];
 static BOOKS: Books = Books(UnsafeCell::new([0; 512 << 10]));
 static KMEM: KmemCell<Board> = KmemCell::new();
+static PINNED: AtomicBool = AtomicBool::new(false);
 
 /// One CPU that several test threads take turns on.
-pub(crate) struct OneCpu(AtomicBool);
+#[derive(Clone, Copy)]
+pub(crate) struct OneCpu(&'static AtomicBool);
 
 // SAFETY: a thread that pins owns the CPU until it unpins (1, 3); nothing interrupts it (2, 4); the barrier
 // waits until it has had the CPU to itself (5).
@@ -115,7 +117,7 @@ pub(crate) fn kmem() -> &'static Kmem<Board> {
         // SAFETY: as many words as frames, all in statics; nobody reads objects without owning them.
         let board = unsafe {
             Board {
-                cpu: OneCpu(AtomicBool::new(false)),
+                cpu: OneCpu(&PINNED),
                 grace: NoReaders::new(),
                 frames: FlatFrameTable::new(NonNull::from(&WORDS[0]), base, FIRST, PAGES as u64),
                 credit: AtomicU64::new(u64::MAX),
