@@ -201,6 +201,10 @@ impl<E: BuddyEnv> Buddy<E> {
     /// Whether the watermark lets the request take from a zone.
     fn may_take(&self, zone: &Zone, request: &Request, flags: AllocFlags) -> bool {
         let (order, ceiling) = (request.order, request.ceiling);
+        // With plenty of memory the search for a block is the test.
+        if order <= Order::PAGEBLOCK && !zone.pressed.load(Ordering::Relaxed) {
+            return true;
+        }
         if !zone.has_flag(flag::BELOW_HIGH) {
             if zone.watermark_ok(order, Watermark::High, ceiling, flags) {
                 return true;
@@ -287,10 +291,13 @@ impl<E: BuddyEnv> Buddy<E> {
         if want.nr == 0 {
             return None;
         }
-        self.take(state, zone, &want, |pfn| {
-            // SAFETY: inside the section of the set's CPU. There is room: the stack was empty and `nr` is at most its room.
-            unsafe { set.refill_one(stack, pfn) };
-        });
+        // SAFETY: inside the section of the set's CPU, which `take` does not use. There is room for `nr` blocks: the stack was
+        // empty and `nr` is at most its room.
+        unsafe {
+            set.refill(stack, |filler| {
+                self.take(state, zone, &want, |pfn| filler.push(pfn));
+            })
+        };
         self.after_refill(zone, set, stack);
         // SAFETY: inside the section of the set's CPU.
         unsafe { set.pop_any(stack) }

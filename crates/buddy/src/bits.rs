@@ -75,12 +75,44 @@ pub(crate) const fn merged(word: u64, bit: u32, order: u32) -> u32 {
     order
 }
 
+/// The first frame of one run of `order` to take out of `word`: out of the smallest free run that holds one.
+#[inline]
+const fn choose_one(word: u64, order: u32) -> u64 {
+    let mut runs = word;
+    let mut k = 0;
+    while k < order {
+        runs &= runs >> (1u32 << k);
+        k += 1;
+    }
+    // The aligned runs of size `k`, and those of them that are no half of a larger one.
+    let mut here = runs & aligned(k);
+    while k < WORD_ORDER {
+        runs &= runs >> (1u32 << k);
+        let next = runs & aligned(k + 1);
+        let alone = here & !(next | next << (1u32 << k));
+        if alone != 0 {
+            return alone & alone.wrapping_neg();
+        }
+        here = next;
+        k += 1;
+    }
+    here & here.wrapping_neg()
+}
+
 /// The first frames of up to `want` runs of `order` to take out of `word`: out of the smallest free runs that hold them.
+#[inline]
 pub(crate) const fn choose(word: u64, order: u32, want: u32) -> u64 {
+    if want == 1 {
+        return choose_one(word, if order < WORD_ORDER { order } else { WORD_ORDER });
+    }
     let available = heads(word, order);
     if available.count_ones() <= want {
         return available;
     }
+    choose_many(word, order, want, available)
+}
+
+const fn choose_many(word: u64, order: u32, want: u32, available: u64) -> u64 {
     let mut chosen = 0u64;
     let mut left = want;
     let mut size = order;

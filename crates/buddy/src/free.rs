@@ -94,14 +94,19 @@ impl<E: BuddyEnv> Buddy<E> {
         if zone.has_flag(flag::BELOW_HIGH) {
             self.recheck_high(zone);
         }
-        let pages = self.pages_to_drain(state, zone, set, order);
+        let pages = u64::from(self.pages_to_drain(state, zone, set, order));
+        let len = set.len(stack);
+        // What stays behind is moved down, so a large stack gives back a part in proportion.
+        let part = if len >= set.room(stack) {
+            (len / 4).max((len / 2).min(32)).max(1)
+        } else if pages > 0 {
+            len / 8
+        } else {
+            0
+        };
+        let pages = pages.max((part as u64) << order);
         if pages > 0 {
-            self.drain_pages(state, zone, set, stack, u64::from(pages));
-        }
-        if set.len(stack) >= set.room(stack) {
-            // A large part at once: what stays behind is moved down.
-            let nr = (set.room(stack) / 4).max(1) << order;
-            self.drain_pages(state, zone, set, stack, nr as u64);
+            self.drain_pages(state, zone, set, stack, pages);
         }
         // SAFETY: inside the section of the set's CPU.
         let pushed = unsafe { set.push_any(stack, pfn) };
@@ -154,15 +159,23 @@ impl<E: BuddyEnv> Buddy<E> {
         let mut freed = 0;
         let mut run: Option<(u64, u64)> = None;
         let mut cached: Option<(Block<'_>, u64)> = None;
-        for &pfn in entries.iter() {
-            let (word, bit) = (pfn / 64, 1 << (pfn % 64));
-            match &mut run {
-                Some((at, mask)) if *at == word && *mask & bit == 0 => *mask |= bit,
-                _ => {
-                    if let Some((at, mask)) = run {
-                        freed += self.put_run(state, &mut cached, at, mask);
+        for chunk in entries.chunks(16) {
+            // All lines of a chunk are fetched at once; behind a locked instruction each would wait for the one before.
+            if let Some((block, at)) = cached {
+                for &pfn in chunk {
+                    block.touch((pfn >> FRAMES_SHIFT).wrapping_sub(at), (pfn % u64::from(FRAMES)) as u32);
+                }
+            }
+            for &pfn in chunk {
+                let (word, bit) = (pfn / 64, 1 << (pfn % 64));
+                match &mut run {
+                    Some((at, mask)) if *at == word && *mask & bit == 0 => *mask |= bit,
+                    _ => {
+                        if let Some((at, mask)) = run {
+                            freed += self.put_run(state, &mut cached, at, mask);
+                        }
+                        run = Some((word, bit));
                     }
-                    run = Some((word, bit));
                 }
             }
         }

@@ -57,6 +57,14 @@ impl Hints {
         migratetype * ORDERS + order as usize
     }
 
+    /// Whether no hint is set in a bitmap.
+    #[inline(always)]
+    pub(crate) fn is_empty(&self, list: usize) -> bool {
+        let first = list * self.nr_summaries;
+        let summaries = self.summaries.get(first..first + self.nr_summaries).unwrap_or(&[]);
+        summaries.iter().all(|summary| summary.load(Ordering::SeqCst) == 0)
+    }
+
     /// Sets a hint.
     pub(crate) fn set(&self, list: usize, block: usize) {
         let word = block / 64;
@@ -102,7 +110,7 @@ impl Hints {
     }
 
     /// The first pageblock of `from..to` with a hint that `filter` leaves of its word of leaves.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn find(&self, list: usize, from: usize, to: usize, filter: impl Fn(u64) -> u64) -> Option<usize> {
         let mut word = from / 64;
         while word * 64 < to {

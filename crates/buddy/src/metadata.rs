@@ -27,8 +27,15 @@ use crate::state::{CpuPointer, State, Tunables};
 use crate::table::{Carver, Table};
 use crate::zone::{Segment, Zone};
 
-/// The fewest pages that an order-0 stack of a zone with memory has room for.
-const MIN_ROOM: usize = 8;
+/// The fewest pages that an order-0 stack of a zone has room for: a word of the bitmaps where the zone is not very small.
+const fn min_room(managed: u64) -> usize {
+    match managed / 512 {
+        0..8 => 8,
+        room @ 8..64 => room as usize,
+        _ => 64,
+    }
+}
+
 /// The most.
 const MAX_ROOM: usize = 4096;
 
@@ -385,7 +392,7 @@ pub(crate) fn room_for(managed: u64, total: u64, budget_entries: usize, nr_cpus:
     }
     let share = (budget_entries as u128 * u128::from(managed) / u128::from(total.max(1))) as usize / nr_cpus.max(1);
     // The stacks of one set together have room for about 4.5 times as many entries.
-    (share * 10 / 45).clamp(MIN_ROOM, MAX_ROOM)
+    (share * 10 / 45).clamp(min_room(managed), MAX_ROOM)
 }
 
 /// The layout of everything for `map`.

@@ -138,6 +138,23 @@ pub(crate) fn entries_for(pages: usize) -> usize {
     before(STACKS, pages)
 }
 
+/// Room at the top of a stack that is being refilled.
+pub(crate) struct Filler<'a> {
+    entries: core::slice::IterMut<'a, u64>,
+    nr: usize,
+}
+
+impl Filler<'_> {
+    /// Adds a block, if there is room.
+    #[inline(always)]
+    pub(crate) fn push(&mut self, pfn: Pfn) {
+        if let Some(entry) = self.entries.next() {
+            *entry = pfn.0;
+            self.nr += 1;
+        }
+    }
+}
+
 /// One CPU's blocks of one zone.
 #[derive(Debug)]
 #[repr(C, align(64))]
@@ -305,17 +322,26 @@ impl ZoneSet {
         pushed
     }
 
-    /// Adds a block from the bitmaps; `false` if there is no room.
+    /// Adds blocks from the bitmaps: as many as `f` pushes and there is room for.
     ///
     /// # Safety
-    /// The caller is inside the section of the set's CPU.
-    pub(crate) unsafe fn refill_one(&self, stack: usize, pfn: Pfn) -> bool {
-        // SAFETY: the caller's promise.
-        let added = unsafe { self.add(stack, pfn) };
-        if let (true, Some(net)) = (added, self.net.get(stack)) {
-            net.add(1);
+    /// The caller is inside the section of the set's CPU, and `f` does not use the set.
+    pub(crate) unsafe fn refill(&self, stack: usize, f: impl FnOnce(&mut Filler<'_>)) {
+        let (Some(state), Some(net)) = (self.stacks.get(stack), self.net.get(stack)) else { return };
+        let len = self.len(stack);
+        let room = self.room(stack).saturating_sub(len);
+        if room == 0 {
+            return;
         }
-        added
+        let top = state.top.load(Ordering::Relaxed);
+        // SAFETY: the entries from `top` on are inside the stack's part, initialised (to zero at least), and the section makes
+        // them ours.
+        let entries = unsafe { core::slice::from_raw_parts_mut(top, room) };
+        let mut filler = Filler { entries: entries.iter_mut(), nr: 0 };
+        f(&mut filler);
+        let nr = filler.nr;
+        state.top.store(top.wrapping_add(nr), Ordering::Relaxed);
+        net.add(nr as i64);
     }
 
     unsafe fn add(&self, stack: usize, pfn: Pfn) -> bool {

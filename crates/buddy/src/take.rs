@@ -235,30 +235,48 @@ fn take_of(zone: &Zone, migratetype: MigrateType, want: &Want, nr: u32, taken: &
         return take_pairs(zone, migratetype, want, nr, taken);
     }
     let mut got = 0;
-    for filed in want.order..10 {
-        let list = Hints::list(migratetype.index(), filed);
-        // Whole pageblocks: those whose neighbour is in use first. Each CPU opens them in its own part.
-        let rounds: &[fn(u64) -> u64] = if filed == 9 { &[singles, |word| word] } else { &[|word| word] };
-        let part = if filed == 9 { want.part } else { (0, 1) };
-        for &filter in rounds {
-            zone.each_filed(list, part, filter, |block| {
-                let here = block.take(migratetype, want.order, nr - got, &mut *taken);
-                if here > 0 {
-                    block.refile();
-                    if !migratetype.is_mergeable() {
-                        block.recount();
-                    }
-                } else {
-                    block.drop_hint(list);
-                }
-                got += here;
-                got < nr
-            });
-            if got >= nr {
-                return got;
-            }
+    for filed in want.order..9 {
+        got += take_filed(zone, migratetype, want, filed, (0, 1), nr - got, |word| word, taken);
+        if got >= nr {
+            return got;
         }
     }
+    // Whole pageblocks: those whose neighbour is in use first. Each CPU opens them in its own part.
+    got += take_filed(zone, migratetype, want, 9, want.part, nr - got, singles, taken);
+    if got < nr {
+        got += take_filed(zone, migratetype, want, 9, want.part, nr - got, |word| word, taken);
+    }
+    got
+}
+
+/// Takes up to `nr` blocks from the pageblocks of one list.
+#[allow(clippy::too_many_arguments, reason = "what to take, where to look, whom to give it to")]
+#[inline(always)]
+fn take_filed(
+    zone: &Zone,
+    migratetype: MigrateType,
+    want: &Want,
+    filed: u32,
+    part: (usize, usize),
+    nr: u32,
+    filter: impl Fn(u64) -> u64 + Copy,
+    taken: &mut impl FnMut(Pfn),
+) -> u32 {
+    let list = Hints::list(migratetype.index(), filed);
+    let mut got = 0;
+    zone.each_filed(list, part, filter, |block| {
+        let here = block.take(migratetype, want.order, nr - got, &mut *taken);
+        if here > 0 {
+            block.refile();
+            if !migratetype.is_mergeable() {
+                block.recount();
+            }
+        } else {
+            block.drop_hint(list);
+        }
+        got += here;
+        got < nr
+    });
     got
 }
 

@@ -274,6 +274,9 @@ impl Zone {
     ) {
         for segment in self.segments() {
             let arena = segment.arena();
+            if arena.hints.is_empty(list) {
+                continue;
+            }
             // Even, so that pairs stay pairs.
             let middle = (segment.start + (segment.end - segment.start) * part / parts.max(1)) & !1;
             let middle = middle.max(segment.start);
