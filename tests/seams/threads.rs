@@ -14,7 +14,7 @@ struct Parcel(usize, usize, u8);
 
 impl Parcel {
     fn pack(kmem: Kmem, size: usize, fill: u8) -> Option<Self> {
-        let gfp = if fill % 3 == 0 { Gfp::ATOMIC } else { Gfp::KERNEL };
+        let gfp = if fill.is_multiple_of(3) { Gfp::ATOMIC } else { Gfp::KERNEL };
         let block = kmem.kmalloc(size, gfp | Gfp::NOWARN).ok()?;
         // SAFETY: ours, of that size.
         unsafe { block.write_bytes(fill, size) };
