@@ -89,7 +89,7 @@ const ADDED: Gfp = Gfp::NOMEMALLOC.union(Gfp::NORETRY).union(Gfp::NOWARN);
 
 #[test]
 fn a_pool_that_cannot_be_filled_keeps_nothing() {
-    // MP-01
+    // MP-01, P-01, P-04
     let slabs = family(1);
     let source = Scripted::new(&slabs);
     for min_nr in [0, 1, 2, 7, 100, 600] {
@@ -109,7 +109,7 @@ fn a_pool_that_cannot_be_filled_keeps_nothing() {
 
 #[test]
 fn the_source_is_asked_gently_then_the_reserve_then_the_source_in_earnest() {
-    // MP-02, MP-03
+    // MP-02, MP-03, P-01, P-02
     let slabs = family(1);
     let source = Scripted::new(&slabs);
     let pool = pool(&source, 1);
@@ -132,7 +132,7 @@ fn the_source_is_asked_gently_then_the_reserve_then_the_source_in_earnest() {
 
 #[test]
 fn elements_that_pass_between_threads_are_never_lost_to_a_waiter() {
-    // MP-02, MP-04, MP-12
+    // MP-02, MP-04, MP-12, P-02..P-04
     for min_nr in [0, 1, 3] {
         let slabs = family(2);
         let source = Scripted::new(&slabs);
@@ -159,7 +159,7 @@ fn elements_that_pass_between_threads_are_never_lost_to_a_waiter() {
 
 #[test]
 fn bulk_takes_from_the_reserve_all_that_is_missing_or_nothing() {
-    // MP-05
+    // MP-05, P-06
     let slabs = family(1);
     let source = Scripted::new(&slabs);
     let pool = pool(&source, 4);
@@ -197,7 +197,7 @@ fn bulk_takes_from_the_reserve_all_that_is_missing_or_nothing() {
 
 #[test]
 fn bulk_requests_that_could_wait_for_ever_are_refused() {
-    // MP-05
+    // MP-05, P-06
     let slabs = family(1);
     let source = Scripted::new(&slabs);
     let pool = pool(&source, 2);
@@ -209,7 +209,7 @@ fn bulk_requests_that_could_wait_for_ever_are_refused() {
 
 #[test]
 fn a_failed_resize_changes_nothing() {
-    // MP-06
+    // MP-06, P-05
     let slabs = family(1);
     let source = Scripted::new(&slabs);
     let pool = pool(&source, 10);
