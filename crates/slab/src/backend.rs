@@ -281,9 +281,11 @@ impl<E: SlabEnv> Slabs<E> {
             let empty = new.inuse() == 0;
             // Waiting for readers means a queue, whose lock not every context can take.
             let stays = how == Locking::Try && cache.flags.contains(SlabFlags::TYPESAFE_BY_RCU);
-            let release = empty
-                && !stays
-                && (slabs.partial.len >= cache.min_partial.load(Ordering::Relaxed) || slabs.nr_empty >= MAX_EMPTY);
+            // An empty slab is worth keeping only while the node has no other to allocate from.
+            let others = slabs.partial.len.saturating_sub(u32::from(state.is_listed()));
+            let enough = others > cache.spare_slabs.load(Ordering::Relaxed)
+                || slabs.partial.len >= cache.min_partial.load(Ordering::Relaxed);
+            let release = empty && !stays && enough;
             if !slab.swap_state(state, new.listed(!release)) {
                 continue;
             }
@@ -404,6 +406,3 @@ impl<E: SlabEnv> Slabs<E> {
         self.env.context().report(format_args!("BUG {}: {error}; object leaked", cache.name()));
     }
 }
-
-/// Empty slabs that a node keeps, however short its partial list is.
-pub(crate) const MAX_EMPTY: u32 = 2;

@@ -1,7 +1,7 @@
 //! The barn: where a node's CPUs trade full sheaves for empty ones.
 //!
 //! ```text
-//! Barn ─┬─ full  ──▶ sheaf ──▶ sheaf      at most 10, soft
+//! Barn ─┬─ full  ──▶ sheaf ──▶ sheaf      at most 10, soft; fewer while nobody wants them
 //!       └─ empty ──▶ sheaf                at most 10, soft
 //! ```
 //!
@@ -64,18 +64,45 @@ pub(crate) struct Barn {
     lists: IrqLock<Lists>,
     nr_full: AtomicU32,
     nr_empty: AtomicU32,
+    /// How many full sheaves are worth keeping, in quarters: each refill from slabs adds one whole, each overflow takes a
+    /// quarter away.
+    demand: AtomicU32,
 }
+
+/// Overflows that make the barn smaller by one sheaf.
+const PATIENCE: u32 = 4;
 
 impl Barn {
     const_fn! {
-        /// A barn with nothing in it.
-        pub(crate) fn new() -> Self {
+        /// A barn with nothing in it and room for `limit` full sheaves.
+        pub(crate) fn new(limit: u32) -> Self {
             Self {
                 lists: IrqLock::new(Lists { full: Stack::new(), empty: Stack::new() }),
                 nr_full: AtomicU32::new(0),
                 nr_empty: AtomicU32::new(0),
+                demand: AtomicU32::new(limit.saturating_mul(PATIENCE)),
             }
         }
+    }
+
+    /// How many full sheaves the barn keeps at the moment.
+    pub(crate) fn room(&self) -> u32 {
+        self.demand.load(Ordering::Relaxed).div_ceil(PATIENCE)
+    }
+
+    /// Notes that objects had to come from slabs: a fuller barn, up to `limit`, would have helped.
+    pub(crate) fn note_refill(&self, limit: u32) {
+        let demand = self.demand.load(Ordering::Relaxed).saturating_add(PATIENCE);
+        self.demand.store(demand.min(limit.saturating_mul(PATIENCE)), Ordering::Relaxed);
+    }
+
+    /// Notes that a full sheaf found no room; returns whether the barn has become too full for what it is used.
+    pub(crate) fn note_overflow(&self) -> bool {
+        let demand = self.demand.load(Ordering::Relaxed);
+        if demand > PATIENCE {
+            self.demand.store(demand - 1, Ordering::Relaxed);
+        }
+        self.nr_full() > self.room()
     }
 
     /// Full sheaves, read without the lock.

@@ -92,6 +92,8 @@ pub struct KmemCache {
     pub(crate) usersize: usize,
     pub(crate) page_flags: Gfp,
     pub(crate) min_partial: AtomicU32,
+    /// Other partial slabs beside which an empty one is kept; `min_partial` once that has been set by hand.
+    pub(crate) spare_slabs: AtomicU32,
     pub(crate) defrag_ratio: AtomicU32,
     pub(crate) failslab: AtomicU32,
     nodes: NonNull<Node>,
@@ -192,6 +194,7 @@ impl KmemCache {
             usersize: spec.usersize,
             page_flags,
             min_partial: AtomicU32::new(default_min_partial(stride)),
+            spare_slabs: AtomicU32::new(0),
             defrag_ratio: AtomicU32::new(1000),
             failslab: AtomicU32::new(u32::from(spec.flags.contains(SlabFlags::FAILSLAB))),
             nodes: spec.nodes,
@@ -262,9 +265,11 @@ impl KmemCache {
         self.min_partial.load(Ordering::Relaxed)
     }
 
-    /// Sets [`min_partial`](Self::min_partial).
+    /// Sets [`min_partial`](Self::min_partial). By default an empty slab is kept only while its node has no other partial
+    /// slab; from here on as many are kept as the number says.
     pub fn set_min_partial(&self, nr_slabs: u32) {
         self.min_partial.store(nr_slabs, Ordering::Relaxed);
+        self.spare_slabs.store(nr_slabs, Ordering::Relaxed);
     }
 
     /// Whether nobody is destroying it. Called with the list lock held.

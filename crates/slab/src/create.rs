@@ -188,7 +188,7 @@ impl<E: SlabEnv> Slabs<E> {
         unsafe {
             let nodes = memory.add(block.nodes_at).cast::<Node>();
             for index in 0..nr_nodes as usize {
-                nodes.add(index).write(Node::new());
+                nodes.add(index).write(Node::new(self.config.barn_full));
             }
             let slots = match nr_slots {
                 0 => Slots::empty(),

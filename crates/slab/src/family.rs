@@ -160,7 +160,7 @@ impl<E: SlabEnv> Slabs<E> {
         let nodes = unsafe { base.add(nodes_at) }.cast::<Node>();
         for index in 0..nodes_len {
             // SAFETY: below the length computed above.
-            unsafe { nodes.add(index).write(Node::new()) };
+            unsafe { nodes.add(index).write(Node::new(self.config.barn_full)) };
         }
         // SAFETY: the slots lie behind the nodes, whose size is a multiple of their alignment.
         let idle = unsafe { base.add(idle_at) }.cast::<Slot>();

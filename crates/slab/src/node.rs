@@ -170,15 +170,15 @@ pub(crate) struct Node {
 
 impl Node {
     const_fn! {
-        /// A node without slabs.
-        pub(crate) fn new() -> Self {
+        /// A node without slabs, whose barn has room for `barn_full` full sheaves.
+        pub(crate) fn new(barn_full: u32) -> Self {
             Self {
                 slabs: IrqLock::new(Slabs { partial: List::new(), full: List::new(), nr_empty: 0 }),
                 nr_partial: AtomicU32::new(0),
                 nr_slabs: AtomicU64::new(0),
                 nr_pages: AtomicU64::new(0),
                 nr_objects: AtomicU64::new(0),
-                barn: Barn::new(),
+                barn: Barn::new(barn_full),
             }
         }
     }

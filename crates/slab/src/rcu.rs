@@ -326,7 +326,7 @@ impl<E: SlabEnv> Slabs<E> {
         let full = unsafe { (*sheaf).len == (*sheaf).cap };
         if full && let Some(home) = cache.node(node) {
             // SAFETY: as above.
-            if unsafe { home.barn.put_full(cpu, Locking::Wait, sheaf, self.config.barn_full, false) }.is_ok() {
+            if unsafe { home.barn.put_full(cpu, Locking::Wait, sheaf, home.barn.room(), false) }.is_ok() {
                 return;
             }
         }

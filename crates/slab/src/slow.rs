@@ -280,6 +280,7 @@ impl<E: SlabEnv> Slabs<E> {
                 return Found::Object(object);
             }
         }
+        home.barn.note_refill(self.config.barn_full);
         let least = (cache.sheaf_capacity / 8).max(2);
         slot.batch = slot.batch.saturating_mul(2).clamp(least, cache.sheaf_capacity.max(least));
         if slot.has_main() && home.nr_partial() > 0 {
@@ -495,7 +496,7 @@ impl<E: SlabEnv> Slabs<E> {
                 core::mem::swap(&mut slot.main, &mut slot.spare);
             } else {
                 // SAFETY: as above.
-                match unsafe { home.barn.put_full(cpu, how, slot.main, self.config.barn_full, true) } {
+                match unsafe { home.barn.put_full(cpu, how, slot.main, home.barn.room(), true) } {
                     Ok(Some(empty)) => slot.main = empty,
                     Ok(None) => {
                         slot.main = slot.spare;
@@ -510,6 +511,11 @@ impl<E: SlabEnv> Slabs<E> {
                             (*slot.spare).len = 0;
                         }
                         slot.batch = 0;
+                        if home.barn.note_overflow()
+                            && let Some(excess) = home.barn.take_full(cpu, how)
+                        {
+                            self.empty_sheaf(cache, excess);
+                        }
                         core::mem::swap(&mut slot.main, &mut slot.spare);
                     }
                 }

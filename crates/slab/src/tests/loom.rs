@@ -113,6 +113,7 @@ fn on_cpu<R: Send + 'static>(
 
 #[test]
 fn sheaves_travel_through_the_barn_between_two_cpus() {
+    // SL-113, SL-114
     explore(2, || {
         let model = Model::new(2, TINY);
         let warm: Vec<_> = (0..4).map(|_| model.alloc(model.cache())).collect();
@@ -152,6 +153,7 @@ fn an_empty_slab_is_given_back_exactly_once() {
 
 #[test]
 fn a_sheaf_that_waits_for_readers_is_handed_over_behind_them() {
+    // SL-115
     explore(2, || {
         let model = Model::new(3, TINY);
         let cache = model.cache();
@@ -290,29 +292,61 @@ fn any_context_calls_meet_everything() {
 
 #[test]
 fn what_was_deferred_is_handed_over_in_order() {
+    // SL-117
     explore(3, || {
         let model = Model::new(2, BARE);
         let cache = model.cache();
         let objects = [(); 2].map(|()| Sent(model.alloc(cache)));
-        let other = on_cpu(&model, 1, move |model, cache| {
-            let [Sent(first), Sent(second)] = { objects };
-            // As in a handler that interrupted the holder of the list lock.
-            let node = cache.node(0).unwrap();
-            model.write(first);
-            model.write(second);
-            node.with(model.slabs.env().cpu(), Locking::Wait, |_| {
-                // SAFETY: handed over.
-                unsafe { model.slabs.free_nolock(first).unwrap() };
-            });
-            // SAFETY: handed over.
-            unsafe { model.slabs.free_nolock(second).unwrap() };
+        let other = on_cpu(&model, 1, move |model, _| {
+            for Sent(object) in { objects } {
+                model.write(object);
+                // SAFETY: handed over. While the list lock is held elsewhere, the object has to wait.
+                unsafe { model.slabs.free_nolock(object).unwrap() };
+            }
         });
-        let object = model.alloc(cache);
-        model.slabs.drain_deferred(cache);
-        let another = model.alloc(cache);
-        model.free(cache, object);
-        model.free(cache, another);
+        let node = cache.node(0).unwrap();
+        node.with(model.slabs.env().cpu(), Locking::Wait, |_| loom::thread::yield_now());
+        let objects = [(); 2].map(|()| model.alloc(cache));
+        objects.into_iter().for_each(|object| model.free(cache, object));
         other.join().unwrap();
+        model.finish();
+    });
+}
+
+#[test]
+fn a_free_without_the_lock_hands_its_object_over() {
+    // SL-110, SL-111, SL-112: of four objects the middle ones come and go by exchange alone.
+    explore(3, || {
+        let model = Model::new(2, BARE);
+        let cache = model.slabs.create("quarters", 1024, &CacheArgs::default()).unwrap();
+        let objects = [(); 4].map(|()| Sent(model.slabs.alloc(cache, Gfp::KERNEL).unwrap()));
+        let Sent(first) = objects[0];
+        // SAFETY: ours.
+        unsafe { model.slabs.free(cache, first).unwrap() };
+        let address = Sent(NonNull::from(cache).cast());
+        let other = on_cpu(&model, 1, move |model, _| {
+            let (Sent(object), Sent(cache)) = { (objects[1], address) };
+            model.shadows[usize::from(object == objects[1].0)].with_mut(|shadow| {
+                // SAFETY: loom checks that nobody else is here.
+                unsafe { *shadow += 1 };
+            });
+            // SAFETY: the cache lives; the object was handed over.
+            unsafe { model.slabs.free(cache.cast::<KmemCache>().as_ref(), object).unwrap() };
+        });
+        let taken = [(); 2].map(|()| model.slabs.alloc(cache, Gfp::KERNEL).unwrap());
+        for object in taken.iter().filter(|object| **object == objects[1].0) {
+            model.shadows[usize::from(*object == objects[1].0)].with_mut(|shadow| {
+                // SAFETY: as above.
+                unsafe { *shadow += 1 };
+            });
+        }
+        other.join().unwrap();
+        for object in taken.into_iter().chain([objects[2].0, objects[3].0]) {
+            // SAFETY: ours.
+            unsafe { model.slabs.free(cache, object).unwrap() };
+        }
+        // SAFETY: nobody uses the cache any more.
+        unsafe { model.slabs.destroy(cache).unwrap() };
         model.finish();
     });
 }

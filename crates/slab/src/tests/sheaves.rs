@@ -53,6 +53,22 @@ fn full_sheaves_go_to_the_barn_and_come_back() {
 }
 
 #[test]
+fn a_barn_that_nobody_draws_from_gets_smaller() {
+    // SL-51, SL-55: what a long run of frees cannot place goes to the slabs, and so does more and more of the barn.
+    let slabs = family(1);
+    let cache = slabs.create("things", 64, &CacheArgs::default()).unwrap();
+    let capacity = cache.sheaf_capacity();
+    let objects = take(&slabs, cache, capacity * 60);
+    give(&slabs, cache, objects);
+    assert!(slabs.cache_stats(cache).barn_full <= 2);
+    let objects = take(&slabs, cache, capacity * 60);
+    give(&slabs, cache, objects[..capacity * 14].iter().copied());
+    assert!(slabs.cache_stats(cache).barn_full >= 9, "refills from slabs make it large again");
+    give(&slabs, cache, objects[capacity * 14..].iter().copied());
+    destroy(&slabs, cache);
+}
+
+#[test]
 fn barns_pass_objects_between_cpus() {
     // SL-51, SL-54
     let slabs = family(2);

@@ -29,7 +29,7 @@ fn slabs_move_between_the_lists() {
 
 #[test]
 fn empty_slabs_are_released_beyond_the_partial_minimum() {
-    // SL-73; no more than two empty ones are kept however short the list is.
+    // SL-73
     let slabs = family_with(1, BARE);
     let cache = slabs.create("things", 512, &CacheArgs::default()).unwrap();
     cache.set_min_partial(3);
@@ -46,6 +46,19 @@ fn empty_slabs_are_released_beyond_the_partial_minimum() {
     let object = slabs.alloc(cache, Gfp::KERNEL).unwrap();
     give(&slabs, cache, [object]);
     assert_eq!(slabs.cache_stats(cache).slabs, 1, "with a minimum of 0 an emptied slab goes at once");
+}
+
+#[test]
+fn an_empty_slab_stays_only_without_company() {
+    // SL-73: unless the minimum is set by hand, so that idle caches hold no more than one.
+    let slabs = family_with(1, BARE);
+    let cache = slabs.create("things", 512, &CacheArgs::default()).unwrap();
+    let objects = take(&slabs, cache, 32);
+    give(&slabs, cache, objects[..1].iter().copied());
+    give(&slabs, cache, objects[8..16].iter().copied());
+    assert_eq!(slabs.cache_stats(cache).slabs, 3, "another has a free slot");
+    give(&slabs, cache, objects[1..8].iter().chain(&objects[16..]).copied());
+    assert_eq!(slabs.cache_stats(cache).slabs, 1);
 }
 
 #[test]
