@@ -320,7 +320,7 @@ impl<E: SlabEnv> Slabs<E> {
             let mut at = list.newest;
             // SAFETY: caches on the list live while the lock is held.
             while let Some(cache) = unsafe { at.as_ref() } {
-                if cache.name() == name && cache.is_live() {
+                if cache.name() == name {
                     return at;
                 }
                 at = cache.older.load(Ordering::Relaxed);
