@@ -208,8 +208,8 @@ fn a_drain_and_the_fast_paths_of_its_cpu_share_no_page() {
         run_on(Some(1));
         rig.drain_all_pages();
         let _ = owner.join().unwrap();
-        assert_eq!(rig.event(crate::Event::BadFree), 0);
         assert_eq!(rig.all_free(), 4 * 512);
+        assert_eq!(rig.event(crate::Event::BadFree), 0);
     });
 }
 
@@ -270,11 +270,11 @@ fn sets_are_open_exactly_while_memory_is_not_short() {
             let rig = rig.clone();
             move || change(&rig, -1600)
         });
-        change(&rig, -1);
+        change(&rig, 1600);
         down.join().unwrap();
         let zone = rig.zones().next().unwrap();
-        assert!(zone.pressed.load(Ordering::SeqCst), "the shortage was noticed");
-        change(&rig, 1601);
-        assert!(!zone.pressed.load(Ordering::SeqCst));
+        assert!(!zone.pressed.load(Ordering::SeqCst), "the shortage is over, and that was noticed");
+        change(&rig, -1600);
+        assert!(zone.pressed.load(Ordering::SeqCst));
     });
 }
