@@ -8,8 +8,8 @@ use crate::trace::TraceGfp;
 use kmem::gfp::{BulkPages, ExactPages};
 use kmem::slab::BulkFreeError;
 use kmem::{
-    CacheArgs, FreeError, Gfp, KfreeError, KmemCache, NodeId, ObjectError, Order, PAGE_SIZE, Pfn, PfnRange, RcuHead,
-    SlabFlags,
+    CacheArgs, CreateError, FreeError, Gfp, KfreeError, KmemCache, NodeId, ObjectError, Order, PAGE_SIZE, Pfn,
+    PfnRange, RcuHead, SlabFlags,
 };
 use kmem_hosted::{Binding, CpuId, Host, HostCpu, Machine, Reports};
 use std::ops::Range;
@@ -80,8 +80,15 @@ impl Drop for HostedTarget {
 }
 
 /// The recorded flags have the values of kmem's.
-const fn gfp(flags: TraceGfp) -> Gfp {
-    Gfp::from_bits_truncate(flags.0)
+///
+/// One thing is changed. In a replay nobody else frees memory, and nobody reclaims: requests that wait until somebody does
+/// (those that never fail, and those that may not call into file systems or start I/O) would wait for ever where the machine
+/// is too small. They are to fail and be counted. A request that finds memory is served as ever.
+#[inline(always)]
+fn gfp(flags: TraceGfp) -> Gfp {
+    let gfp = Gfp::from_bits_truncate(flags.0).difference(Gfp::NOFAIL);
+    let waits = gfp.contains(Gfp::DIRECT_RECLAIM) && !gfp.contains(Gfp::NORETRY);
+    if waits { gfp | Gfp::RETRY_MAYFAIL } else { gfp }
 }
 
 fn node(number: i32) -> Option<NodeId> {
@@ -144,7 +151,7 @@ unsafe impl ReplayTarget for HostedTarget {
         }
     }
 
-    fn create_cache(&self, spec: &CacheSpec) -> Result<&'static KmemCache, TargetError> {
+    fn create_cache(&self, spec: &CacheSpec) -> Result<Option<&'static KmemCache>, TargetError> {
         // Linux has merged whatever could be; what has a name of its own in the trace is a cache of its own.
         let mut flags = SlabFlags::NO_MERGE;
         flags.set(SlabFlags::RECLAIM_ACCOUNT, spec.reclaimable);
@@ -158,12 +165,13 @@ unsafe impl ReplayTarget for HostedTarget {
             ..CacheArgs::with_flags(flags)
         };
         let name: String = spec.name.chars().map(|c| if c.is_whitespace() { '_' } else { c }).collect();
-        let cache = self
-            .kmem
-            .kmem_cache_create(&name, spec.size.max(1) as usize, &args)
-            .map_err(|e| TargetError(format!("cache {:?} of {} bytes: {e}", spec.name, spec.size)))?;
+        let cache = match self.kmem.kmem_cache_create(&name, spec.size.max(1) as usize, &args) {
+            Ok(cache) => cache,
+            Err(CreateError::NoMemory(_)) => return Ok(None),
+            Err(e) => return Err(TargetError(format!("cache {:?} of {} bytes: {e}", spec.name, spec.size))),
+        };
         self.created.lock().unwrap_or_else(PoisonError::into_inner).push(cache);
-        Ok(cache)
+        Ok(Some(cache))
     }
 
     #[inline(always)]

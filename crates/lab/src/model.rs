@@ -250,9 +250,9 @@ unsafe impl ReplayTarget for Model {
         work()
     }
 
-    fn create_cache(&self, spec: &CacheSpec) -> Result<usize, TargetError> {
+    fn create_cache(&self, spec: &CacheSpec) -> Result<Option<usize>, TargetError> {
         let stride = spec.size.next_multiple_of(spec.align) as usize;
-        Ok(self.lock().cache(spec.name.clone(), stride.max(8)))
+        Ok(Some(self.lock().cache(spec.name.clone(), stride.max(8))))
     }
 
     fn kmalloc(&self, size: usize, _gfp: TraceGfp, _node: i32) -> Option<NonNull<u8>> {

@@ -88,11 +88,11 @@ pub unsafe trait ReplayTarget: Sync {
     /// Runs `work` on CPU `cpu`, which must be free.
     fn on_cpu<R>(&self, cpu: u32, work: impl FnOnce() -> R) -> R;
 
-    /// Creates an object cache.
+    /// Creates an object cache; `None` if there is no memory for it at the moment.
     ///
     /// # Errors
-    /// [`TargetError`] if the arguments are refused or memory is out.
-    fn create_cache(&self, spec: &CacheSpec) -> Result<Self::Cache, TargetError>;
+    /// [`TargetError`] if the arguments are refused.
+    fn create_cache(&self, spec: &CacheSpec) -> Result<Option<Self::Cache>, TargetError>;
 
     /// `kmalloc`.
     fn kmalloc(&self, size: usize, gfp: TraceGfp, node: i32) -> Option<NonNull<u8>>;

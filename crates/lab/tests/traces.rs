@@ -66,6 +66,17 @@ fn a_replay_in_trace_order_repeats_itself() {
     assert_eq!(figures(), figures());
 }
 
+#[test]
+fn a_machine_that_is_too_small_fails_requests_and_breaks_nothing() {
+    for order in [Order::Trace, Order::Parallel] {
+        let machine = HostedTarget::boot(MachineShape { cpus: 2, ram_bytes: 4 << 20 }).unwrap();
+        let trace = bundled::SAMPLE.open().unwrap();
+        let plan = Plan { trace, level: Level::All, order, book: bundled::cache_book() };
+        let o = replay(plan, &machine, None, |_| {}, |_| {}).unwrap();
+        assert!(o.failed > 0 && o.integrity.is_clean(), "{} failed, {:?}", o.failed, o.integrity);
+    }
+}
+
 /// The larger traces are not part of the repository; they are looked for beside it.
 fn shared(name: &str) -> Option<Input> {
     let path =

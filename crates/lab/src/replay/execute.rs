@@ -60,6 +60,7 @@ pub(crate) struct Executor<'a, T: ReplayTarget> {
     parts: Mutex<HashMap<u32, Vec<bool>>>,
     caches: Box<[Created<T::Cache>]>,
     specs: RwLock<Vec<CacheSpec>>,
+    creating: Mutex<()>,
     fault: OnceLock<TargetError>,
     pub(crate) live_bytes: Level,
     pub(crate) live_objects: Level,
@@ -84,6 +85,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             parts: Mutex::new(HashMap::new()),
             caches: (0..CACHES).map(|_| OnceLock::new()).collect(),
             specs: RwLock::new(Vec::new()),
+            creating: Mutex::new(()),
             fault: OnceLock::new(),
             live_bytes: Level::default(),
             live_objects: Level::default(),
@@ -112,31 +114,34 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
         self.fault.into_inner()
     }
 
-    /// The cache and its object size; created at its first use, as the trace does not tell when Linux did.
-    fn cache(&self, id: CacheId) -> Option<(T::Cache, usize)> {
+    /// The cache, if there was memory to create it, and its object size; `None` if the replay is to be given up. A cache is
+    /// created at its first use, as the trace does not tell when Linux did.
+    fn cache(&self, id: CacheId) -> Option<(Option<T::Cache>, usize)> {
         let place = self.caches.get(id.0 as usize)?;
-        if let Some(&cache) = place.get() {
-            return Some(cache);
+        if let Some(&(cache, size)) = place.get() {
+            return Some((Some(cache), size));
         }
         let specs = self.specs.read().unwrap_or_else(PoisonError::into_inner);
         let spec = specs.get(id.0 as usize)?;
+        // Two CPUs may meet here.
+        let _turn = self.creating.lock().unwrap_or_else(PoisonError::into_inner);
         if place.get().is_none() {
-            // Two CPUs may meet here; the write lock of `know` is not held, so take turns on another.
-            static CREATE: std::sync::Mutex<()> = std::sync::Mutex::new(());
-            let _turn = CREATE.lock().unwrap_or_else(PoisonError::into_inner);
-            if place.get().is_none() {
-                match self.target.create_cache(spec) {
-                    Ok(cache) => {
-                        let _ = place.set((cache, spec.size as usize));
-                    }
-                    Err(e) => {
-                        let _ = self.fault.set(e);
-                        self.stop.store(true, Ordering::Relaxed);
-                    }
+            match self.target.create_cache(spec) {
+                Ok(None) => {}
+                Ok(Some(cache)) => _ = place.set((cache, spec.size as usize)),
+                Err(e) => {
+                    let _ = self.fault.set(e);
+                    self.stop.store(true, Ordering::Relaxed);
+                    return None;
                 }
             }
         }
-        place.get().copied()
+        Some((place.get().map(|c| c.0), spec.size as usize))
+    }
+
+    /// The cache, if it has been created: it has if an object of it is live.
+    fn known(&self, id: CacheId) -> Option<T::Cache> {
+        self.caches.get(id.0 as usize)?.get().map(|c| c.0)
     }
 
     /// Pages in use because of the replay.
@@ -157,11 +162,12 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
         match &op.kind {
             &OpKind::CacheAlloc { object, cache, gfp, node } => {
                 let Some((cache, size)) = self.cache(cache) else { return false };
-                self.alloc(object, size, || self.target.cache_alloc(cache, gfp, node))
+                self.alloc(object, size, || self.target.cache_alloc(cache?, gfp, node))
             }
             &OpKind::CacheFree { object, cache } => {
-                let Some((cache, _)) = self.cache(cache) else { return false };
+                let cache = self.known(cache);
                 self.free(object, |o| {
+                    let cache = cache.ok_or(FreeFault::Refused)?;
                     // SAFETY: the slot says that the object is live, and it came from this cache.
                     unsafe { self.target.cache_free(cache, o) }
                 })
@@ -181,7 +187,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             OpKind::CacheAllocBulk { objects, cache, gfp } => {
                 let Some((cache, size)) = self.cache(*cache) else { return false };
                 let mut found = vec![std::ptr::null_mut(); objects.len()];
-                let done = self.target.cache_alloc_bulk(cache, *gfp, &mut found);
+                let done = cache.is_some_and(|cache| self.target.cache_alloc_bulk(cache, *gfp, &mut found));
                 objects
                     .iter()
                     .zip(found)
@@ -283,7 +289,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
     }
 
     fn free_bulk(&self, objects: &[Ref], cache: CacheId) -> bool {
-        let Some((cache, _)) = self.cache(cache) else { return false };
+        let cache = self.known(cache);
         let mut found = Vec::with_capacity(objects.len());
         for &object in objects {
             let Some(slot) = self.objects.get(object) else { return false };
@@ -292,7 +298,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             }
             found.extend(self.surrender(slot, object));
         }
-        if !found.is_empty() {
+        if let (false, Some(cache)) = (found.is_empty(), cache) {
             // SAFETY: the slots say that the objects are live, and they came from this cache.
             self.judge(unsafe { self.target.cache_free_bulk(cache, &found) });
         }

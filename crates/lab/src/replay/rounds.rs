@@ -94,15 +94,16 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
         self.caches.resize(specs.len(), None);
     }
 
-    fn cache(&mut self, id: CacheId) -> Result<T::Cache, LabError> {
+    /// The cache, if there is memory to create it.
+    fn cache(&mut self, id: CacheId) -> Result<Option<T::Cache>, LabError> {
         let at = id.0 as usize;
         if let Some(Some(cache)) = self.caches.get(at) {
-            return Ok(*cache);
+            return Ok(Some(*cache));
         }
         let spec = self.specs.get(at).ok_or(LabError::Stopped)?;
         let cache = self.target.create_cache(spec).map_err(LabError::Target)?;
         if let Some(place) = self.caches.get_mut(at) {
-            *place = Some(cache);
+            *place = cache;
         }
         Ok(cache)
     }
@@ -121,12 +122,12 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
         let target = self.target;
         match &op.kind {
             &OpKind::CacheAlloc { object, cache, gfp, node } => {
-                let cache = self.cache(cache)?;
+                let Some(cache) = self.cache(cache)? else { return Ok(()) };
                 let found = self.sums.alloc.time(1, || target.cache_alloc(cache, gfp, node));
                 self.put(object, found);
             }
             &OpKind::CacheFree { object, cache } => {
-                let cache = self.cache(cache)?;
+                let Some(cache) = self.cache(cache)? else { return Ok(()) };
                 if let Some(found) = self.take(object) {
                     // SAFETY: it came from this cache and is live.
                     let _ = self.sums.free.time(1, || unsafe { target.cache_free(cache, found) });
@@ -149,7 +150,7 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
                 }
             }
             OpKind::CacheAllocBulk { objects, cache, gfp } => {
-                let cache = self.cache(*cache)?;
+                let Some(cache) = self.cache(*cache)? else { return Ok(()) };
                 let mut out = vec![std::ptr::null_mut(); objects.len()];
                 let done = self.sums.alloc.time(out.len() as u64, || target.cache_alloc_bulk(cache, *gfp, &mut out));
                 for (&object, found) in objects.iter().zip(out) {
@@ -157,7 +158,7 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
                 }
             }
             OpKind::CacheFreeBulk { objects, cache } => {
-                let cache = self.cache(*cache)?;
+                let Some(cache) = self.cache(*cache)? else { return Ok(()) };
                 let found: Vec<_> = objects.iter().filter_map(|&o| self.take(o)).collect();
                 if !found.is_empty() {
                     // SAFETY: they came from this cache and are live.

@@ -39,7 +39,7 @@ impl Samples {
             let mut nth = 0;
             kept.retain(|s| {
                 nth += 1;
-                nth % 2 == 0 || s.mark.phase.is_some()
+                nth % 2 == 1 || s.mark.phase.is_some()
             });
         }
     }

@@ -4,6 +4,7 @@
 //! first line; the text of one chunk is dropped before the next but four is read, so a trace of any size runs in constant memory.
 
 use super::error::{TraceError, Why};
+use super::line::LineKind;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
@@ -244,7 +245,8 @@ impl Iterator for Chunks {
             }
             None if end => {
                 let line = super::error::excerpt(&self.rest);
-                self.fail(Why::Truncated(line))
+                let strange = self.line == 1 && LineKind::of(&self.rest) == LineKind::Malformed;
+                self.fail(if strange { Why::NotATrace(line) } else { Why::Truncated(line) })
             }
             None => self.fail(Why::LineTooLong(CHUNK_BYTES)),
         }
@@ -309,6 +311,7 @@ mod tests {
         for data in [&b"\x1f\x8b\x08"[..], b"\x7fELF\x02", b"PERFILE2...", b"\x17\x08Dtracing"] {
             assert!(matches!(read(data).unwrap_err().why, Why::Foreign(_)));
         }
+        assert!(matches!(read(b"\x00\x01 noise").unwrap_err().why, Why::NotATrace(_)));
         let long = vec![b'x'; 3 << 20].leak();
         assert!(matches!(read(long).unwrap_err().why, Why::LineTooLong(_)));
         assert!(matches!(Input::File("/nonexistent".into()).open().map(|_| ()).unwrap_err().why, Why::Io(_)));
