@@ -192,16 +192,16 @@ impl Machine {
 
     /// Bytes of the host's memory behind the machine's at the moment. Slow: walks the host's page tables.
     pub fn resident_bytes(&self) -> u64 {
-        self.host().ram.resident_pages().saturating_mul(PAGE_SIZE as u64)
+        self.host().ram.resident_below(self.plan().span().end).saturating_mul(PAGE_SIZE as u64)
     }
 
     /// Gives free memory back to the host: at least `bytes`, or as much as there is. Returns how much it was, in bytes.
     ///
-    /// Slow. It owns free blocks for a moment: a request that comes from another thread meanwhile finds less.
+    /// Slow: walks the host's page tables. Other threads may allocate meanwhile.
     pub fn release_free(&self, bytes: u64) -> u64 {
         self.kmem.slabs().shrink_all();
         self.kmem.pages().drain_all_pages();
-        release_free(self.kmem.pages(), self.host().ram, bytes)
+        release_free(self.kmem.pages(), self.host().ram, self.plan().span().end, bytes)
     }
 
     /// Gives free memory back until at most `bytes` are resident, if that is possible; returns how many are.

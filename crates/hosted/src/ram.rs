@@ -14,13 +14,17 @@ use core::ptr::NonNull;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use kmem_gfp::{FlatFrameTable, FrameTable, FrameWords, PAGE_SIZE, PfnRange};
+use kmem_gfp::{FlatFrameTable, FrameTable, FrameWords, PAGE_SIZE, Pfn, PfnRange};
 
 use crate::plan::MemoryPlan;
 use crate::sys::{self, Access, Advice};
 
 /// The alignment of the direct map: the largest block, so that blocks are as aligned in memory as their frame numbers.
 const BASE_ALIGN: usize = 4 << 20;
+/// Pages that the host is asked about at once: 16 MiB.
+pub(crate) const LOOK: usize = 4096;
+/// What the host says of pages that it has not backed.
+static NONE_RESIDENT: [u8; LOOK] = [0; LOOK];
 /// Ranges of at least this many pages are zeroed with a look at which pages were ever touched.
 const LOOK_PAGES: u64 = 64;
 /// Runs of at least this many untouched pages are left to the host to zero.
@@ -199,7 +203,7 @@ impl Ram {
     /// How many pages of `range` the host keeps in memory.
     pub(crate) fn resident(&self, range: PfnRange) -> u64 {
         let Some((start, len)) = self.bytes_of(range) else { return 0 };
-        let mut pages = [0; 4096];
+        let mut pages = [0; LOOK];
         let mut resident = 0;
         let mut left = len / PAGE_SIZE;
         let mut at = start;
@@ -209,7 +213,10 @@ impl Ram {
             if sys::residency(at, pages).is_err() {
                 break;
             }
-            resident += pages.iter().filter(|page| **page & 1 != 0).count() as u64;
+            // Comparing first: most of a large machine is untouched.
+            if Some(&*pages) != NONE_RESIDENT.get(..nr) {
+                resident += pages.iter().filter(|page| **page & 1 != 0).count() as u64;
+            }
             left -= nr;
             // SAFETY: at most the end of the range.
             at = unsafe { at.add(nr * PAGE_SIZE) };
@@ -217,9 +224,25 @@ impl Ram {
         resident
     }
 
-    /// How many pages the host keeps in memory for all frames together.
-    pub(crate) fn resident_pages(&self) -> u64 {
-        self.plan.ranges().iter().map(|range| self.resident(range.frames)).sum()
+    /// Notes for each page of `range`, [`LOOK`] at the most, whether the host keeps it in memory; `false` if it keeps none,
+    /// or does not say.
+    pub(crate) fn look(&self, range: PfnRange, resident: &mut [bool]) -> bool {
+        let Some((start, len)) = self.bytes_of(range) else { return false };
+        let mut pages = [0; LOOK];
+        let Some(pages) = pages.get_mut(..len / PAGE_SIZE) else { return false };
+        if sys::residency(start, pages).is_err() || Some(&*pages) == NONE_RESIDENT.get(..pages.len()) {
+            return false;
+        }
+        for (resident, page) in resident.iter_mut().zip(pages) {
+            *resident = *page & 1 != 0;
+        }
+        true
+    }
+
+    /// How many pages the host keeps in memory for all frames below `end` together.
+    pub(crate) fn resident_below(&self, end: Pfn) -> u64 {
+        let below = PfnRange::new(Pfn(0), end);
+        self.plan.ranges().iter().map(|range| self.resident(range.frames.intersection(&below))).sum()
     }
 }
 

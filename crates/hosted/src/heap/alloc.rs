@@ -95,7 +95,7 @@ impl HostedAlloc {
     }
 
     /// Gives freed memory back to the host whenever more than `bytes` are resident. Looked at when large blocks
-    /// (above 8 KiB) are freed.
+    /// (above 64 KiB) are freed.
     #[must_use]
     pub const fn resident_limit(mut self, bytes: u64) -> Self {
         self.resident_limit = Some(bytes);

@@ -46,6 +46,11 @@ pub(super) fn given() -> u64 {
     GIVEN.load(Ordering::Acquire)
 }
 
+/// The end of the frames that the page allocator has been given.
+pub(super) fn end() -> Pfn {
+    Pfn(host().ram.plan().span().start.0.saturating_add(given()))
+}
+
 /// After a request has failed: gives the page allocator as much again as it has, if there is more. `true` if it has more
 /// than it had `before` the request.
 #[cold]

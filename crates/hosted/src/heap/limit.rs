@@ -1,7 +1,7 @@
 //! Giving memory back to the host: on request, and when more is resident than the program wants.
 //!
-//! A round of giving back owns every free block for a moment. Requests that find nothing meanwhile wait for its end
-//! and try again, so a program does not see it.
+//! A round of giving back empties the per-CPU sets and owns one free block at a time. Requests that find nothing meanwhile
+//! wait for its end and try again, so a program does not see it.
 
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -49,7 +49,7 @@ fn look(nr: usize, limit: u64) {
 
 /// Bytes of the host's memory behind the heap's frames.
 pub(super) fn resident_bytes() -> u64 {
-    host().ram.resident_pages().saturating_mul(PAGE_SIZE as u64)
+    host().ram.resident_below(grow::end()).saturating_mul(PAGE_SIZE as u64)
 }
 
 /// Gives free memory back to the host, `bytes` or as much as there is; returns how much it was. Zero as well if another
@@ -62,7 +62,7 @@ pub(super) fn release(bytes: u64) -> u64 {
     SLABS.shrink_all();
     MEDIUM.shrink_all();
     BUDDY.drain_all_pages();
-    let released = release_free(&BUDDY, host().ram, bytes);
+    let released = release_free(&BUDDY, host().ram, grow::end(), bytes);
     ROUND.store(round.wrapping_add(2), Ordering::Release);
     released
 }

@@ -8,6 +8,8 @@ mod cpu;
 #[cfg(not(loom))]
 mod grace;
 #[cfg(not(loom))]
+mod heap;
+#[cfg(not(loom))]
 mod machine;
 #[cfg(not(loom))]
 mod plan;
