@@ -14,8 +14,9 @@ use kmem_gfp::{
 use kmem_sync::atomic::Ordering;
 
 use crate::buddy::Buddy;
+use crate::cpu::CpuBlock;
 use crate::env::BuddyEnv;
-use crate::pcp::{CpuBlock, ZoneSet, bump};
+use crate::pcp::{ZoneSet, bump};
 use crate::state::State;
 use crate::stats::Event;
 use crate::take::Want;

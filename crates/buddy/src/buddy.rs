@@ -14,11 +14,12 @@ use kmem_gfp::{AllocError, FreeError, Gfp, NodeId, Order, Pfn, PfnRange, TaskFla
 use kmem_sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use kmem_sync::{Cpu, CpuId, UnsafeCell, const_fn};
 
+use crate::cpu::CpuBlock;
 use crate::env::BuddyEnv;
 use crate::map::{MapError, MemoryMap};
 use crate::metadata::{self, Machine};
 use crate::options::BuddyOptions;
-use crate::pcp::{CpuBlock, stack_index};
+use crate::pcp::stack_index;
 use crate::state::{CpuPointer, State};
 use crate::table::Carver;
 use crate::zone::Zone;

@@ -6,8 +6,9 @@ use kmem_sync::CpuId;
 use kmem_sync::atomic::Ordering;
 
 use crate::buddy::Buddy;
+use crate::cpu::CpuBlock;
 use crate::env::BuddyEnv;
-use crate::pcp::{CpuBlock, STACKS};
+use crate::pcp::STACKS;
 use crate::state::State;
 use crate::stats::Event;
 use crate::watermark::TuneError;

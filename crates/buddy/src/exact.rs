@@ -3,7 +3,7 @@
 use kmem_gfp::{AllocError, FreeError, Gfp, MigrateType, NodeId, Order, PAGE_SIZE, Pfn, PfnRange};
 use kmem_sync::atomic::Ordering;
 
-use crate::arena::Block;
+use crate::block::Block;
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
 use crate::line::{FRAMES, FRAMES_SHIFT};

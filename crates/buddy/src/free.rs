@@ -8,8 +8,8 @@
 use kmem_gfp::{AllocContext, FreeError, Order, Pfn, PfnRange};
 use kmem_sync::atomic::Ordering;
 
-use crate::arena::Block;
 use crate::bits::cover;
+use crate::block::Block;
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
 use crate::line::{FRAMES, FRAMES_SHIFT};

@@ -7,7 +7,7 @@
 //!
 //! A set leaf says "the largest free block of this pageblock probably has this order". Hints are never trusted: whoever
 //! follows one looks at the pageblock's line. They are set after the frames were freed and checked again after
-//! having been cleared, so no free block stays without its hint (see `Arena::refile`).
+//! having been cleared, so no free block stays without its hint (see `Block::refile`).
 
 use kmem_sync::atomic::{AtomicU64, Ordering, fence_after_rmw};
 

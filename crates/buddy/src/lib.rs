@@ -8,7 +8,7 @@
 //! In reading order: [`MemoryMap`] says what there is; [`BuddyEnv`] is what the allocator takes from its surroundings;
 //! [`Buddy`] is the allocator, and implements the traits of `kmem-gfp` ([`PageAllocator`](kmem_gfp::PageAllocator),
 //! [`BulkPages`](kmem_gfp::BulkPages), [`ExactPages`](kmem_gfp::ExactPages)). Inside: `bits` and `line` (a pageblock),
-//! `record` and `arena` (many), `hints` (where to look), `zone`, `pcp` and `tuning` (per-CPU sets), `take` (the rules of
+//! `record`, `block` and `arena` (many), `hints` (where to look), `zone`, `cpu`, `pcp` and `tuning` (per-CPU sets), `take` (the rules of
 //! migratetypes), `alloc`, `slowpath` and `free` (a request's way), `views` (the kernel's text formats).
 //!
 //! The allocator works on frame numbers and never touches the memory that it hands out.
@@ -18,8 +18,10 @@
 mod alloc;
 mod arena;
 mod bits;
+mod block;
 mod buddy;
 mod bulk;
+mod cpu;
 mod drain;
 mod env;
 mod exact;

@@ -81,7 +81,7 @@ impl Line {
                     if chosen == 0 {
                         break;
                     }
-                    // Acquire pairs with the release of whoever freed the frames. SeqCst: see `Arena::refile`.
+                    // Acquire pairs with the release of whoever freed the frames. SeqCst: see `Block::refile`.
                     match word.compare_exchange(old, old & !cover(chosen, order), Ordering::SeqCst, Ordering::Relaxed) {
                         Ok(_) => {
                             left -= chosen.count_ones().min(left);
@@ -174,7 +174,7 @@ impl Line {
             if old & mask != 0 {
                 return Err(Occupied { offset: (offset & !63) + (old & mask).trailing_zeros() });
             }
-            // Release pairs with the acquire of the next taker. SeqCst: see `Arena::refile`.
+            // Release pairs with the acquire of the next taker. SeqCst: see `Block::refile`.
             match word.compare_exchange(old, old | mask, Ordering::SeqCst, Ordering::Relaxed) {
                 Ok(_) => return Ok(old | mask),
                 Err(now) => old = now,

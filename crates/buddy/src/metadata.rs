@@ -17,11 +17,12 @@ use kmem_sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use kmem_sync::{CpuId, IrqLock};
 
 use crate::arena::{Arena, Gap, Span};
+use crate::cpu::CpuBlock;
 use crate::hints::Hints;
 use crate::line::{Line, WORDS, largest_in};
 use crate::map::{BlockOf, MapError, MemoryMap, Run, Runs};
 use crate::options::BuddyOptions;
-use crate::pcp::{CpuBlock, entries_for};
+use crate::pcp::entries_for;
 use crate::record::{MAX_ZONES, Record};
 use crate::state::{CpuPointer, State, Tunables};
 use crate::table::{Carver, Table};

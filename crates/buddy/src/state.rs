@@ -16,8 +16,10 @@ use kmem_gfp::{NodeId, Pfn, ZoneKind};
 use kmem_sync::IrqLock;
 use kmem_sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use crate::arena::{Arena, Block};
-use crate::pcp::{CpuBlock, ZoneSet};
+use crate::arena::Arena;
+use crate::block::Block;
+use crate::cpu::CpuBlock;
+use crate::pcp::ZoneSet;
 use crate::stats::Event;
 use crate::table::Table;
 use crate::zone::Zone;

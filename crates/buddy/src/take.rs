@@ -13,7 +13,7 @@ use kmem_gfp::alloc_flags::AllocFlags;
 use kmem_gfp::{MigrateType, Pfn, Watermark};
 use kmem_sync::atomic::{Ordering, fence_after_rmw};
 
-use crate::arena::Block;
+use crate::block::Block;
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
 use crate::hints::Hints;

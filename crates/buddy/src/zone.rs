@@ -15,9 +15,11 @@ use kmem_gfp::{MigrateType, NodeId, Order, Watermark, ZoneKind};
 use kmem_sync::SpinLock;
 use kmem_sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use crate::arena::{Arena, Block};
+use crate::arena::Arena;
+use crate::block::Block;
+use crate::cpu::CpuBlock;
 use crate::hints::Hints;
-use crate::pcp::{CpuBlock, NEVER, Stack};
+use crate::pcp::{NEVER, Stack};
 
 /// Pageblocks of one zone with consecutive indices in one arena.
 #[derive(Debug)]

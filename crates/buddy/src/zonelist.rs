@@ -5,7 +5,7 @@
 //! ```
 
 use kmem_gfp::NodeId;
-use kmem_sync::atomic::Ordering;
+use kmem_sync::atomic::{AtomicU64, Ordering};
 
 use crate::env::BuddyEnv;
 use crate::state::State;
@@ -21,8 +21,9 @@ pub(crate) fn build(state: &State, env: &impl BuddyEnv) {
         for rank in 0..nr {
             let node = if rank == 0 { local } else { next_node(state, env, local, place) };
             // Among equally distant nodes each list begins with another one.
-            if rank > 0 && env.distance(local, node) != env.distance(local, last) {
-                load(state, node).fetch_add(1, Ordering::Relaxed);
+            let farther = rank > 0 && env.distance(local, node) != env.distance(local, last);
+            if let Some(load) = load(state, node).filter(|_| farther) {
+                load.fetch_add(1, Ordering::Relaxed);
             }
             last = node;
             for zone in state.zones_of(node).iter().rev() {
@@ -36,8 +37,8 @@ pub(crate) fn build(state: &State, env: &impl BuddyEnv) {
 }
 
 /// How often a node was the first of its distance so far; kept in its first zone, which nobody counts in yet.
-fn load(state: &State, node: NodeId) -> &kmem_sync::atomic::AtomicU64 {
-    &state.zones_of(node).first().unwrap_or(&state.zones[0]).boost
+fn load(state: &State, node: NodeId) -> Option<&AtomicU64> {
+    state.zones_of(node).first().map(|zone| &zone.boost)
 }
 
 fn next_node(state: &State, env: &impl BuddyEnv, local: NodeId, placed: usize) -> NodeId {
@@ -54,7 +55,7 @@ fn next_node(state: &State, env: &impl BuddyEnv, local: NodeId, placed: usize) -
         let mut cost = u64::from(env.distance(local, node));
         cost += u64::from(node < local);
         cost += u64::from(env.node_has_cpus(node));
-        (cost, load(state, node).load(Ordering::Relaxed))
+        (cost, load(state, node).map_or(0, |load| load.load(Ordering::Relaxed)))
     };
     (0..state.nr_nodes).map(NodeId).filter(|&node| !used(node)).min_by_key(|&node| cost(node)).unwrap_or(local)
 }
