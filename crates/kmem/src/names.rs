@@ -4,8 +4,8 @@ use core::ffi::{CStr, c_char};
 use core::ptr::NonNull;
 
 use kmem_gfp::{AllocError, Gfp, NodeId};
-use kmem_kmalloc::{BucketArgs, KBox, KfreeBulkError, KfreeError, KmemBuckets, KreallocError};
-use kmem_slab::{CreateError, DestroyError, RcuHead, UsercopyError};
+use kmem_kmalloc::{BucketArgs, KBox, KfreeBulkError, KfreeError, KmemBuckets, KreallocError, SizeClass};
+use kmem_slab::{CreateError, DestroyError, ObjectError, RcuHead, UsercopyError};
 
 use crate::{Kmem, ObjectSide, Platform};
 
@@ -43,12 +43,42 @@ macro_rules! forward_unsafe {
 
 /// # kmalloc
 impl<P: Platform> Kmem<P> {
+    /// At least `size_bytes` bytes.
+    ///
+    /// # Errors
+    /// Those of [`Kmalloc::kmalloc`](kmem_kmalloc::Kmalloc::kmalloc).
+    #[inline(always)]
+    #[track_caller]
+    pub fn kmalloc(&self, size_bytes: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError> {
+        // As kmalloc does it, but without the load of where the caches are: here they are neighbours.
+        match SizeClass::for_size(size_bytes) {
+            Some(class) if !gfp.contains(Gfp::ZERO) && !cfg!(debug_assertions) => {
+                self.slabs.alloc_sized(self.kmalloc.cache(class, gfp), gfp, size_bytes)
+            }
+            _ => self.kmalloc.kmalloc(size_bytes, gfp),
+        }
+    }
+
+    /// Gives back what kmalloc or a cache gave; null does nothing.
+    ///
+    /// # Safety
+    /// As for [`Kmalloc::kfree`](kmem_kmalloc::Kmalloc::kfree).
+    ///
+    /// # Errors
+    /// A [`KfreeError`]; nothing has changed.
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn kfree(&self, ptr: *mut u8) -> Result<(), KfreeError> {
+        let Some(block) = NonNull::new(ptr) else { return Ok(()) };
+        // SAFETY: the caller's promise is the same.
+        match unsafe { self.slabs.free_any(block) } {
+            // SAFETY: the caller's promise is the same.
+            Err(ObjectError::NotSlab { .. }) => unsafe { self.kmalloc.kfree(ptr) },
+            freed => Ok(freed?),
+        }
+    }
+
     forward! {
-        /// At least `size_bytes` bytes.
-        ///
-        /// # Errors
-        /// Those of [`Kmalloc::kmalloc`](kmem_kmalloc::Kmalloc::kmalloc).
-        fn kmalloc(size_bytes: usize, gfp: Gfp) -> Result<NonNull<u8>, AllocError>;
         /// As [`kmalloc`](Self::kmalloc), zeroed.
         ///
         /// # Errors
@@ -158,14 +188,6 @@ impl<P: Platform> Kmem<P> {
         /// # Errors
         /// [`KreallocError`]; the old block is unchanged and valid.
         fn krealloc_node_align(ptr: *mut u8, new_bytes: usize, align: usize, gfp: Gfp, node: Option<NodeId>) -> Result<NonNull<u8>, KreallocError>;
-        /// Gives back what kmalloc or a cache gave; null does nothing.
-        ///
-        /// # Safety
-        /// As for [`Kmalloc::kfree`](kmem_kmalloc::Kmalloc::kfree).
-        ///
-        /// # Errors
-        /// A [`KfreeError`]; nothing has changed.
-        fn kfree(ptr: *mut u8) -> Result<(), KfreeError>;
         /// As [`kfree`](Self::kfree), zeroing the block first.
         ///
         /// # Safety
