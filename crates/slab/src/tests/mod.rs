@@ -26,6 +26,8 @@ mod info;
 mod inject;
 #[cfg(loom)]
 mod loom;
+#[cfg(loom)]
+mod loom_walk;
 #[cfg(not(loom))]
 mod mempool;
 #[cfg(not(loom))]
