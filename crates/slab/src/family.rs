@@ -101,7 +101,7 @@ impl SlabStats {
 /// A family of object caches over one page source. See the [crate documentation](crate).
 ///
 /// # Invariants
-/// `core` is null until [`init`](Self::init) has succeeded and then points to a [`Core`] until the family is dropped.
+/// `core` is null until [`init`](Self::init) has succeeded and then points to a `Core` until the family is dropped.
 pub struct Slabs<E: SlabEnv> {
     pub(crate) env: E,
     pub(crate) config: SlabConfig,
