@@ -8,6 +8,7 @@ use std::vec::Vec;
 use kmem_gfp::Gfp;
 use kmem_sync::CpuId;
 use loom::cell::UnsafeCell;
+use loom::sync::atomic::{AtomicBool, Ordering};
 use loom::thread;
 
 use super::env::{TestEnv, run_on};
@@ -35,6 +36,8 @@ const BARE: SlabConfig = SlabConfig { max_sheaf_capacity: 0, ..TINY };
 struct Model {
     slabs: Slabs<TestEnv>,
     shadows: Vec<UnsafeCell<u32>>,
+    /// Whether some other thread has finished.
+    finished: AtomicBool,
 }
 
 /// An object on its way to another thread.
@@ -49,7 +52,7 @@ impl Model {
         slabs.init().unwrap();
         slabs.create("things", SIZE, &CacheArgs::default()).unwrap();
         let shadows = (0..FRAMES * 2).map(|_| UnsafeCell::new(0)).collect();
-        Arc::new(Self { slabs, shadows })
+        Arc::new(Self { slabs, shadows, finished: AtomicBool::new(false) })
     }
 
     fn cache(&self) -> &KmemCache {
@@ -59,6 +62,12 @@ impl Model {
     fn shadow(&self, object: NonNull<u8>) -> &UnsafeCell<u32> {
         let base = self.slabs.env().frame(0).addr().get();
         &self.shadows[(object.addr().get() - base) / SIZE]
+    }
+
+    /// A place where the schedules part: another thread has finished, or not yet. Orders nothing. (Loom remembers only the
+    /// last access to each word, so a look that the other thread takes itself may hide that its write matters here.)
+    fn glance(&self) -> bool {
+        self.finished.load(Ordering::Relaxed)
     }
 
     /// What a holder does.
@@ -98,16 +107,21 @@ fn explore(bound: usize, model: impl Fn() + Sync + Send + 'static) {
     builder.check(model);
 }
 
-/// Runs `f` on another thread, on CPU `cpu`.
+/// Runs `f` on another thread, on CPU `cpu`, with the cache.
 fn on_cpu<R: Send + 'static>(
     model: &Arc<Model>,
     cpu: u32,
     f: impl FnOnce(&Model, &KmemCache) -> R + Send + 'static,
 ) -> thread::JoinHandle<R> {
+    let cache = Sent(NonNull::from(model.cache()).cast());
     let model = model.clone();
     thread::spawn(move || {
         run_on(Some(cpu));
-        f(&model, model.cache())
+        let Sent(cache) = { cache };
+        // SAFETY: models destroy a cache only after its last object has been freed.
+        let result = f(&model, unsafe { cache.cast::<KmemCache>().as_ref() });
+        model.finished.store(true, Ordering::Relaxed);
+        result
     })
 }
 
@@ -170,6 +184,7 @@ fn a_sheaf_that_waits_for_readers_is_handed_over_behind_them() {
             // SAFETY: the reader looks at the shadow only, which stands for the part outside of the head.
             unsafe { model.slabs.free_rcu(object, object.cast()).unwrap() };
         });
+        model.glance();
         let one = model.alloc(cache);
         let two = model.alloc(cache);
         model.free(cache, one);
@@ -188,14 +203,9 @@ fn a_destroyed_cache_is_never_touched_by_a_late_free() {
         let cache = model.cache();
         cache.set_min_partial(0);
         let sent = Sent(model.alloc(cache));
-        let address = Sent(NonNull::from(cache).cast());
-        let late = on_cpu(&model, 1, {
-            move |model, _| {
-                let (Sent(object), Sent(cache)) = { (sent, address) };
-                // SAFETY: the cache lives while its object does.
-                let cache = unsafe { cache.cast::<KmemCache>().as_ref() };
-                model.free(cache, object);
-            }
+        let late = on_cpu(&model, 1, move |model, cache| {
+            let Sent(object) = { sent };
+            model.free(cache, object);
         });
         // SAFETY: only the late free still uses the cache.
         match unsafe { model.slabs.destroy(cache) } {
@@ -220,14 +230,9 @@ fn a_free_into_a_slab_may_race_its_caches_end() {
         let cache = model.cache();
         cache.set_min_partial(0);
         let sent = Sent(model.alloc(cache));
-        let address = Sent(NonNull::from(cache).cast());
-        let late = on_cpu(&model, 1, {
-            move |model, _| {
-                let (Sent(object), Sent(cache)) = { (sent, address) };
-                // SAFETY: the cache lives while its object does.
-                let cache = unsafe { cache.cast::<KmemCache>().as_ref() };
-                model.free(cache, object);
-            }
+        let late = on_cpu(&model, 1, move |model, cache| {
+            let Sent(object) = { sent };
+            model.free(cache, object);
         });
         // SAFETY: only the late free still uses the cache.
         let first = unsafe { model.slabs.destroy(cache) };
@@ -305,7 +310,7 @@ fn what_was_deferred_is_handed_over_in_order() {
             }
         });
         let node = cache.node(0).unwrap();
-        node.with(model.slabs.env().cpu(), Locking::Wait, |_| loom::thread::yield_now());
+        node.with(model.slabs.env().cpu(), Locking::Wait, |_| model.glance());
         let objects = [(); 2].map(|()| model.alloc(cache));
         objects.into_iter().for_each(|object| model.free(cache, object));
         other.join().unwrap();
@@ -333,6 +338,7 @@ fn a_free_without_the_lock_hands_its_object_over() {
             // SAFETY: the cache lives; the object was handed over.
             unsafe { model.slabs.free(cache.cast::<KmemCache>().as_ref(), object).unwrap() };
         });
+        model.glance();
         let taken = [(); 2].map(|()| model.slabs.alloc(cache, Gfp::KERNEL).unwrap());
         for object in taken.iter().filter(|object| **object == objects[1].0) {
             model.shadows[usize::from(*object == objects[1].0)].with_mut(|shadow| {
