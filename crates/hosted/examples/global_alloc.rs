@@ -177,6 +177,9 @@ fn forks() {
             std::thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
                     work(50, thread + 100, drop);
+                    if thread == 0 {
+                        HEAP.release_free(1 << 20);
+                    }
                     rounds.fetch_add(1, Ordering::Relaxed);
                 }
             })

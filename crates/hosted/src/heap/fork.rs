@@ -2,11 +2,12 @@
 //! is in the middle of anything.
 //!
 //! ```text
-//! prepare   1  close the per-CPU sections; from here on everybody takes the shared paths
-//!           2  wait for whoever is still inside one
-//!           3  close the sections with shared locks, wait until the last one has ended
-//! parent    open both
-//! child     open the shared ones, take back the CPUs of the threads that are not there, open the others
+//! prepare   1  wait for the rare work that shuts CPUs out or adds memory, and keep it from starting again
+//!           2  close the per-CPU sections; from here on everybody takes the shared paths
+//!           3  wait for whoever is still inside one
+//!           4  close the sections with shared locks, wait until the last one has ended
+//! parent    undo all of it
+//! child     open the shared sections, take back the CPUs of the threads that are not there, undo the rest
 //! ```
 //!
 //! Two things may be under way at the fork. A thread that has just entered a per-CPU section and not yet found it closed
@@ -33,6 +34,8 @@ pub(super) fn register() {
 }
 
 extern "C" fn prepare() {
+    limit::forbid();
+    grow::forbid();
     cpu::close_sections(|| {
         SLABS.wait_sections();
         MEDIUM.wait_sections();
@@ -44,12 +47,12 @@ extern "C" fn prepare() {
 extern "C" fn parent() {
     cpu::open_shared();
     cpu::open_sections();
+    grow::allow();
+    limit::allow();
 }
 
 extern "C" fn child() {
     cpu::open_shared();
-    limit::after_fork();
-    grow::after_fork();
     host().grace.forget_shared();
     cpu::reclaim_orphans(|| {
         alloc::visit_every_section();
@@ -60,4 +63,6 @@ extern "C" fn child() {
         }
     });
     cpu::open_sections();
+    grow::allow();
+    limit::allow();
 }

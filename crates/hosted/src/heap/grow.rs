@@ -10,7 +10,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use kmem_buddy::{MapError, MemoryMap, Region, ZoneLimits};
+use kmem_buddy::{MemoryMap, Region, ZoneLimits};
 use kmem_gfp::{PAGE_SIZE, Pfn, PfnRange};
 
 use super::env::{BUDDY, host};
@@ -77,18 +77,21 @@ fn grow(all: PfnRange, given: u64) -> Option<()> {
     let regions = [Region::new(PfnRange::with_len(start, more)?)];
     let map = map_of(&regions);
     let metadata = Mapping::sparse("page metadata", BUDDY.region_layout(&map).ok()?.size()).ok()?;
-    // SAFETY: as in `start`.
-    match unsafe { BUDDY.add_region(&map, metadata.start()) } {
-        Ok(()) => drop(metadata.leak()),
-        // Given already, by a thread that a fork has left behind before it could say so.
-        Err(MapError::Overlap(_)) => {}
-        Err(_) => return None,
-    }
+    // SAFETY: as in `start`; these frames have not been given before.
+    unsafe { BUDDY.add_region(&map, metadata.start()) }.ok()?;
+    metadata.leak();
     GIVEN.store(given + more, Ordering::Release);
     Some(())
 }
 
-/// In the child of a fork: whoever was growing the heap is not here.
-pub(super) fn after_fork() {
+/// Keeps the heap from growing until [`allow`], across a fork.
+pub(super) fn forbid() {
+    while GROWING.swap(true, Ordering::Acquire) {
+        relax();
+    }
+}
+
+/// Ends what [`forbid`] began.
+pub(super) fn allow() {
     GROWING.store(false, Ordering::Release);
 }

@@ -56,7 +56,8 @@ pub(super) fn resident_bytes() -> u64 {
 /// thread is at it.
 pub(super) fn release(bytes: u64) -> u64 {
     let round = ROUND.load(Ordering::Relaxed);
-    if round & 1 != 0 || ROUND.compare_exchange(round, round + 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+    let odd = round.wrapping_add(1);
+    if round & 1 != 0 || ROUND.compare_exchange(round, odd, Ordering::AcqRel, Ordering::Relaxed).is_err() {
         return 0;
     }
     SLABS.shrink_all();
@@ -67,9 +68,21 @@ pub(super) fn release(bytes: u64) -> u64 {
     released
 }
 
-/// In the child of a fork: a round that another thread was at is over.
-pub(super) fn after_fork() {
-    ROUND.store(0, Ordering::Release);
+/// Keeps rounds of giving back from running until [`allow`]: they revoke CPUs, which must not be under way at a fork.
+pub(super) fn forbid() {
+    loop {
+        let round = ROUND.load(Ordering::Relaxed);
+        let even = round & !1;
+        if ROUND.compare_exchange(even, even.wrapping_add(1), Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+            return;
+        }
+        sys::sched_yield();
+    }
+}
+
+/// Ends what [`forbid`] began.
+pub(super) fn allow() {
+    ROUND.fetch_add(1, Ordering::Release);
 }
 
 /// Tries `attempt`, and again as long as the heap can grow or a round of giving back may have been in its way.
