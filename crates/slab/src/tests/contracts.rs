@@ -250,3 +250,56 @@ fn a_link_cannot_be_read_or_forged_without_the_secret() {
     // SAFETY: deliberately wrong: the object would link to itself.
     assert_eq!(unsafe { slabs.free(cache, objects[2]) }, Err(ObjectError::DoubleFree { address }));
 }
+
+#[test]
+fn long_lists_are_sorted_as_well() {
+    // SL-95
+    let slabs = family_with(1, SlabConfig { max_order: 0, ..super::BARE });
+    // Of slabs with 64 objects, those with more than 32 free slots stay behind.
+    for (size, per_slab) in [(128, 32), (64, 64)] {
+        let cache = slabs.create("things", size, &with_flags(SlabFlags::NO_MERGE)).unwrap();
+        assert_eq!(cache.objects_per_slab(), per_slab);
+        let objects = take(&slabs, cache, 300 * per_slab);
+        let mut kept = Vec::new();
+        for (at, slab) in objects.chunks(per_slab).enumerate() {
+            let free = 1 + at * 7 % (per_slab - 1);
+            give(&slabs, cache, slab[..free].iter().copied());
+            kept.extend_from_slice(&slab[free..]);
+        }
+        assert!(slabs.shrink(cache));
+        let list: Vec<usize> = cache
+            .node(0)
+            .unwrap()
+            .with(slabs.env().cpu(), crate::backend::Locking::Wait, |lists| {
+                lists.partial.iter(slabs.env().frames()).map(|slab| slab.state().free()).collect()
+            })
+            .unwrap();
+        assert_eq!(list.len(), 300);
+        let sorted = list.iter().take_while(|free| **free <= 32).count();
+        assert!(list[..sorted].is_sorted(), "the fullest first");
+        assert!(list[sorted..].iter().all(|free| *free > 32), "then those with more than 32 free slots, as they were");
+        give(&slabs, cache, kept);
+        assert!(!slabs.shrink(cache));
+        destroy(&slabs, cache);
+    }
+}
+
+#[test]
+fn any_context_frees_queue_nothing() {
+    // SL-91
+    let slabs = family_with(1, super::BARE);
+    let cache = slabs.create("files", 512, &with_flags(SlabFlags::TYPESAFE_BY_RCU)).unwrap();
+    cache.set_min_partial(0);
+    let objects = take(&slabs, cache, 40);
+    for object in objects {
+        // SAFETY: ours.
+        unsafe { slabs.free_nolock(object).unwrap() };
+    }
+    assert!(!cache.pending.any(), "empty slabs stay listed: their queue has a lock");
+    assert_eq!(slabs.slab_info(cache).active_objs, 0);
+    slabs.shrink(cache);
+    assert!(cache.pending.any());
+    slabs.env().grace().pass();
+    assert!(!slabs.shrink(cache));
+    destroy(&slabs, cache);
+}

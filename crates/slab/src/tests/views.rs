@@ -273,3 +273,17 @@ fn zeroing_families_leave_meaningful_contents_alone() {
     assert_eq!(bytes(object), [0; 64]);
     give(&slabs, poisoned, [object]);
 }
+
+#[test]
+fn letters_that_mean_nothing_are_reported_once_and_skipped() {
+    // DB-02
+    let slabs = family_with(1, SlabConfig { debug: "fXz;Q?,things", ..SlabConfig::DEFAULT });
+    let lines = slabs.env().reports();
+    assert_eq!(lines.len(), 3, "{lines:?}");
+    for (line, letter) in lines.iter().zip(["X", "Q", "?"]) {
+        assert!(line.contains(&format!("'{letter}' unknown")), "{line}");
+    }
+    let other = slabs.create("others", 64, &CacheArgs::default()).unwrap();
+    assert_eq!(other.flags(), SlabFlags::CONSISTENCY_CHECKS | SlabFlags::RED_ZONE);
+    destroy(&slabs, other);
+}
