@@ -281,7 +281,7 @@ impl<E: BuddyEnv> Buddy<E> {
         if let Some(pfn) = unsafe { set.pop_any(stack) } {
             return Some(pfn);
         }
-        let nr = self.refill_amount(zone, set, stack);
+        let (nr, before) = self.refill_amount(zone, set, stack);
         let want = Want {
             migratetype: request.migratetype,
             order: request.order.get(),
@@ -299,7 +299,7 @@ impl<E: BuddyEnv> Buddy<E> {
                 self.take(state, zone, &want, |pfn| filler.push(pfn));
             })
         };
-        self.after_refill(zone, set, stack);
+        self.after_refill(zone, set, stack, before);
         // SAFETY: inside the section of the set's CPU.
         unsafe { set.pop_any(stack) }
     }

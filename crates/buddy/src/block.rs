@@ -58,15 +58,6 @@ impl<'a> Block<'a> {
         if index.wrapping_sub(span.index) >= span.len { None } else { self.arena.block(index) }
     }
 
-    /// Brings the word of a frame near that will be changed soon; the pageblock is `distance` away. A load, nothing more.
-    #[inline(always)]
-    pub(crate) fn touch(&self, distance: u64, offset: u32) {
-        let index = (self.index as u64).wrapping_add(distance) as usize;
-        if let Some(line) = self.arena.free.get(index) {
-            line.word(offset).load(Ordering::Relaxed);
-        }
-    }
-
     /// Its zone.
     #[inline]
     pub(crate) fn zone(&self) -> Option<&'a Zone> {

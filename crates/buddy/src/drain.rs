@@ -58,7 +58,7 @@ impl<E: BuddyEnv> Buddy<E> {
             if let Some(set) = sets.zone_set(zone) {
                 self.drain_pages(state, zone, set, 0, u64::MAX >> 16);
                 for stack in 0..STACKS {
-                    self.adjust_limit(zone, set, stack);
+                    self.adjust_limit(zone, set, stack, 0);
                 }
             }
         }

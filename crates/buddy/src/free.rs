@@ -94,7 +94,8 @@ impl<E: BuddyEnv> Buddy<E> {
         if zone.has_flag(flag::BELOW_HIGH) {
             self.recheck_high(zone);
         }
-        let pages = u64::from(self.pages_to_drain(state, zone, set, order));
+        let (pages, count) = self.pages_to_drain(zone, set, order);
+        let pages = u64::from(pages);
         let len = set.len(stack);
         // What stays behind is moved down, so a large stack gives back a part in proportion.
         let part = if len >= set.room(stack) {
@@ -105,12 +106,10 @@ impl<E: BuddyEnv> Buddy<E> {
             0
         };
         let pages = pages.max((part as u64) << order);
-        if pages > 0 {
-            self.drain_pages(state, zone, set, stack, pages);
-        }
+        let drained = if pages > 0 { self.drain_pages(state, zone, set, stack, pages) } else { 0 };
         // SAFETY: inside the section of the set's CPU.
         let pushed = unsafe { set.push_any(stack, pfn) };
-        self.adjust_limit(zone, set, stack);
+        self.adjust_limit(zone, set, stack, count.saturating_sub(drained as u32));
         pushed
     }
 
@@ -123,13 +122,15 @@ impl<E: BuddyEnv> Buddy<E> {
     }
 
     /// Gives `pages` pages of a set back to the bitmaps: the coldest of `first`, then those of the next stacks in turn.
-    pub(crate) fn drain_pages(&self, state: &State, zone: &Zone, set: &ZoneSet, first: usize, pages: u64) {
+    /// Returns how many left the set.
+    pub(crate) fn drain_pages(&self, state: &State, zone: &Zone, set: &ZoneSet, first: usize, pages: u64) -> u64 {
         let mut left = pages;
+        let mut total = 0;
         for stack in (first..STACKS).chain(0..first) {
             let order = order_of(stack);
             let nr = left.div_ceil(1 << order) as usize;
             if nr == 0 {
-                return;
+                break;
             }
             // SAFETY: the caller is inside the section of the set's CPU, or has revoked it.
             let drained = unsafe {
@@ -138,8 +139,10 @@ impl<E: BuddyEnv> Buddy<E> {
                     self.account(state, zone, freed);
                 })
             };
+            total += (drained as u64) << order;
             left = left.saturating_sub((drained as u64) << order);
         }
+        total
     }
 
     /// Puts blocks that leave a set back into their lines. Returns how many pages became free.
@@ -159,23 +162,15 @@ impl<E: BuddyEnv> Buddy<E> {
         let mut freed = 0;
         let mut run: Option<(u64, u64)> = None;
         let mut cached: Option<(Block<'_>, u64)> = None;
-        for chunk in entries.chunks(16) {
-            // All lines of a chunk are fetched at once; behind a locked instruction each would wait for the one before.
-            if let Some((block, at)) = cached {
-                for &pfn in chunk {
-                    block.touch((pfn >> FRAMES_SHIFT).wrapping_sub(at), (pfn % u64::from(FRAMES)) as u32);
-                }
-            }
-            for &pfn in chunk {
-                let (word, bit) = (pfn / 64, 1 << (pfn % 64));
-                match &mut run {
-                    Some((at, mask)) if *at == word && *mask & bit == 0 => *mask |= bit,
-                    _ => {
-                        if let Some((at, mask)) = run {
-                            freed += self.put_run(state, &mut cached, at, mask);
-                        }
-                        run = Some((word, bit));
+        for &pfn in entries.iter() {
+            let (word, bit) = (pfn / 64, 1 << (pfn % 64));
+            match &mut run {
+                Some((at, mask)) if *at == word && *mask & bit == 0 => *mask |= bit,
+                _ => {
+                    if let Some((at, mask)) = run {
+                        freed += self.put_run(state, &mut cached, at, mask);
                     }
+                    run = Some((word, bit));
                 }
             }
         }

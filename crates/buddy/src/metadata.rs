@@ -30,7 +30,7 @@ use crate::zone::{Segment, Zone};
 
 /// The fewest pages that an order-0 stack of a zone has room for: a word of the bitmaps where the zone is not very small.
 const fn min_room(managed: u64) -> usize {
-    match managed / 512 {
+    match managed / 256 {
         0..8 => 8,
         room @ 8..64 => room as usize,
         _ => 64,

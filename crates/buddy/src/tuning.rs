@@ -10,7 +10,6 @@ use kmem_sync::atomic::{AtomicU32, Ordering};
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
 use crate::pcp::{STACKS, ZoneSet, order_of};
-use crate::state::State;
 use crate::zone::{Zone, flag};
 
 /// `free_count` and drains are capped at this many batches (`CONFIG_PCP_BATCH_SCALE_MAX` = 5).
@@ -55,8 +54,8 @@ fn set_to(value: &AtomicU32, to: u32) {
 }
 
 impl<E: BuddyEnv> Buddy<E> {
-    /// How many blocks to move into an empty stack. Raises `high`.
-    pub(crate) fn refill_amount(&self, zone: &Zone, set: &ZoneSet, stack: usize) -> u32 {
+    /// How many blocks to move into an empty stack, and the pages in the set before that. Raises `high`.
+    pub(crate) fn refill_amount(&self, zone: &Zone, set: &ZoneSet, stack: usize) -> (u32, u32) {
         let batch = get(&set.batch);
         let high = get(&set.high);
         let count = set.pages() as u32;
@@ -73,28 +72,27 @@ impl<E: BuddyEnv> Buddy<E> {
             set_to(&set.high, min);
         }
         // The bitmaps give a word at a time: where a whole one fits, none of it is left over.
-        if order == 0 && nr > 32 { nr.next_multiple_of(64) } else { nr }
+        (if order == 0 && nr > 32 { nr.next_multiple_of(64) } else { nr }, count)
     }
 
     /// Callers have been taking: frees were not what filled the set.
-    pub(crate) fn after_refill(&self, zone: &Zone, set: &ZoneSet, stack: usize) {
+    pub(crate) fn after_refill(&self, zone: &Zone, set: &ZoneSet, stack: usize, before: u32) {
         set_to(&set.free_count, 0);
-        self.adjust_limit(zone, set, stack);
+        self.adjust_limit(zone, set, stack, before + ((set.len(stack) as u32) << order_of(stack)));
     }
 
-    /// Lets the fast path push to a stack as long as the set stays below its limit.
-    pub(crate) fn adjust_limit(&self, zone: &Zone, set: &ZoneSet, stack: usize) {
+    /// Lets the fast path push to a stack as long as the set, which holds `count` pages, stays below its limit.
+    pub(crate) fn adjust_limit(&self, zone: &Zone, set: &ZoneSet, stack: usize, count: u32) {
         if zone.pressed.load(Ordering::Relaxed) || !self.options().allows_fast_path() || zone.has_flag(flag::SETS_OFF) {
             set.close_frees();
             return;
         }
-        let count = set.pages() as u32;
         let more = get(&set.high).saturating_sub(count).max(get(&set.batch)) >> order_of(stack);
         set.set_limit(stack, set.len(stack) + (more as usize).max(1));
     }
 
-    /// A caller frees `1 << order` pages to a set that has come to its limit. Returns how many pages to give back.
-    pub(crate) fn pages_to_drain(&self, state: &State, zone: &Zone, set: &ZoneSet, order: u32) -> u32 {
+    /// A caller frees `1 << order` pages to a set that has come to its limit. Returns how many pages to give back, and the pages in the set with these.
+    pub(crate) fn pages_to_drain(&self, zone: &Zone, set: &ZoneSet, order: u32) -> (u32, u32) {
         let batch = get(&set.batch);
         let (min, max) = (get(&set.high_min), get(&set.high_max));
         let mut high = get(&set.high);
@@ -108,12 +106,12 @@ impl<E: BuddyEnv> Buddy<E> {
         let again = get(&set.freed_high_order) != 0;
         set_to(&set.freed_high_order, u32::from(high_order));
         if high == 0 {
-            return count;
+            return (count, count);
         }
         if high_order && again && free_count >= batch + min / 2 && (!self.has_big_cache(set) || count >= batch) {
             // One CPU allocates what this one frees: keep less.
             set_to(&set.high, high.saturating_sub(cap).max(min));
-            return cap.min(count);
+            return (cap.min(count), count);
         }
         let below_high = zone.has_flag(flag::BELOW_HIGH);
         let reclaiming = self.env().background_running(zone.node);
@@ -130,8 +128,7 @@ impl<E: BuddyEnv> Buddy<E> {
             }
             high
         };
-        let _ = state;
-        if count >= limit { drain_amount(free_count, batch, high) } else { 0 }
+        (if count >= limit { drain_amount(free_count, batch, high) } else { 0 }, count)
     }
 
     fn has_big_cache(&self, set: &ZoneSet) -> bool {
@@ -169,7 +166,7 @@ impl<E: BuddyEnv> Buddy<E> {
                     }
                 }
                 for stack in 0..STACKS {
-                    self.adjust_limit(zone, set, stack);
+                    self.adjust_limit(zone, set, stack, set.pages() as u32);
                 }
                 if zone.node != sets.node && count > 0 && set.expires() {
                     self.drain_pages(state, zone, set, 0, u64::from(count));
