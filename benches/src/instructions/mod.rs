@@ -11,8 +11,10 @@ mod cases;
 mod kmem_instructions;
 
 use std::{
+    hint::black_box,
     process::{Command, ExitCode},
     str::FromStr,
+    sync::OnceLock,
 };
 
 use crate::{
@@ -102,10 +104,29 @@ fn linux(operation: &str, column: usize) -> Option<f64> {
 }
 
 fn count(case: &Case) -> Option<f64> {
+    static EMPTY_LOOP: OnceLock<Option<f64>> = OnceLock::new();
+    let empty = EMPTY_LOOP.get_or_init(|| per_turn(&EMPTY));
+    Some((per_turn(case)? - (*empty)?) / case.per_turn as f64)
+}
+
+fn per_turn(case: &Case) -> Option<f64> {
     let single = collected(case, COUNT)?;
     let double = collected(case, 2 * COUNT)?;
-    Some(double.checked_sub(single)? as f64 / (COUNT * case.per_turn) as f64)
+    Some(double.checked_sub(single)? as f64 / COUNT as f64)
 }
+
+/// What every counted loop does beside its operation: it counts, and passes a pointer through memory.
+const EMPTY: Case = Case {
+    operation: "nothing",
+    subject: "the loop",
+    role: Role::Floor,
+    per_turn: 1,
+    run: |count| {
+        for turn in 0..count {
+            black_box(turn);
+        }
+    },
+};
 
 fn collected(case: &Case, count: u64) -> Option<u64> {
     let output = Command::new("valgrind")
@@ -137,7 +158,8 @@ pub(crate) fn child(arguments: &[String]) -> ExitCode {
     let [operation, subject, count] = arguments else {
         return ExitCode::from(2);
     };
-    let case = all_cases().into_iter().find(|case| case.operation == operation && case.subject == subject);
+    let case =
+        all_cases().into_iter().chain([EMPTY]).find(|case| case.operation == operation && case.subject == subject);
     match (case, count.parse()) {
         (Some(case), Ok(count)) => {
             (case.run)(count);
