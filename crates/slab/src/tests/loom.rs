@@ -331,7 +331,7 @@ fn a_free_without_the_lock_hands_its_object_over() {
         let address = Sent(NonNull::from(cache).cast());
         let other = on_cpu(&model, 1, move |model, _| {
             let (Sent(object), Sent(cache)) = { (objects[1], address) };
-            model.shadows[usize::from(object == objects[1].0)].with_mut(|shadow| {
+            model.shadows[1].with_mut(|shadow| {
                 // SAFETY: loom checks that nobody else is here.
                 unsafe { *shadow += 1 };
             });
@@ -339,13 +339,14 @@ fn a_free_without_the_lock_hands_its_object_over() {
             unsafe { model.slabs.free(cache.cast::<KmemCache>().as_ref(), object).unwrap() };
         });
         model.glance();
-        let taken = [(); 2].map(|()| model.slabs.alloc(cache, Gfp::KERNEL).unwrap());
-        for object in taken.iter().filter(|object| **object == objects[1].0) {
-            model.shadows[usize::from(*object == objects[1].0)].with_mut(|shadow| {
+        let taken = [(); 2].map(|()| {
+            let object = model.slabs.alloc(cache, Gfp::KERNEL).unwrap();
+            if object == objects[1].0 {
                 // SAFETY: as above.
-                unsafe { *shadow += 1 };
-            });
-        }
+                model.shadows[1].with_mut(|shadow| unsafe { *shadow += 1 });
+            }
+            object
+        });
         other.join().unwrap();
         for object in taken.into_iter().chain([objects[2].0, objects[3].0]) {
             // SAFETY: ours.
