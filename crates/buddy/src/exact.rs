@@ -139,11 +139,13 @@ impl<E: BuddyEnv> Buddy<E> {
     /// context.
     ///
     /// # Errors
-    /// [`AllocError::NoMemory`] if some frame is not free; [`AllocError::BadAlign`] if no such block exists.
+    /// [`AllocError::NoMemory`] if some frame is not free; [`AllocError::BadAlign`] if no such block exists;
+    /// [`AllocError::BadFlags`], [`AllocError::OverLimit`]. Nothing has changed.
     pub fn alloc_pages_at(&self, gfp: Gfp, pfn: Pfn, order: Order) -> Result<(), AllocError> {
         let state = self.state().ok_or(AllocError::NotReady)?;
         let missing = AllocError::BadAlign(pfn.0 as usize);
         let (block, zone) = self.locate(state, pfn, order).map_err(|_| missing)?;
+        let request = self.request(state, gfp, order, Some(zone.node))?;
         let other = if order == Order::MAX { Some(block.neighbour().ok_or(missing)?) } else { None };
         let taken = match &other {
             Some(other) => block.take_pair(other),
@@ -161,7 +163,6 @@ impl<E: BuddyEnv> Buddy<E> {
         self.account(state, zone, -(order.nr_pages() as i64));
         zone.allocated_pages.fetch_add(order.nr_pages() as u64, Ordering::Relaxed);
         zone.allocated_calls.fetch_add(1, Ordering::Relaxed);
-        let request = self.request(state, gfp, order, Some(zone.node))?;
         self.prepare(state, &request, pfn).map(|_| ())
     }
 

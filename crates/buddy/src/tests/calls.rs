@@ -97,6 +97,10 @@ fn a_given_block_is_taken_if_it_is_free() {
     }
     assert_eq!(rig.alloc_pages_at(Gfp::KERNEL, Pfn(0x201), o(1)), Err(AllocError::BadAlign(0x201)));
     assert_eq!(rig.alloc_pages_at(Gfp::KERNEL, Pfn(1 << 40), o(0)), Err(AllocError::BadAlign(1 << 40)));
+    let bad = Gfp::KERNEL | Gfp::DMA | Gfp::DMA32;
+    assert_eq!(rig.alloc_pages_at(bad, Pfn(0x1000), o(0)), Err(AllocError::BadFlags(bad)));
+    rig.env().may_charge.store(false, Ordering::Relaxed);
+    assert!(matches!(rig.alloc_pages_at(Gfp::KERNEL_ACCOUNT, Pfn(0x1000), o(4)), Err(AllocError::OverLimit { .. })));
     // A pair of which one half is not free.
     assert!(rig.alloc_pages_at(Gfp::KERNEL, Pfn(0x800), o(10)).is_err());
     for (pfn, order) in [(0x400, 10), (0x205, 0), (0x208, 3), (0x800, 9), (0xa40, 6)] {
