@@ -1,7 +1,7 @@
 //! Object caches, in reading order:
 //!
 //! - [`Slabs`], the family of caches over one page source; what it needs: [`SlabEnv`];
-//! - the hot path (`fast`), what is behind it (`slow`, `barn`, `sheaf`), and the slab level (`backend`, `pages`, `slab`,
+//! - the hot path (`fast`), what is behind it (`slow`, `slow_free`, `barn`, `sheaf`), and the slab level (`backend`, `pages`, `slab`,
 //!   `node`);
 //! - making and emptying a cache: `create`, `layout`, `order`, `destroy`;
 //! - many objects at once: `bulk`, `prefilled`; any context: `nolock`; readers: `rcu`; reserves: `mempool`;
@@ -40,6 +40,7 @@ mod sheaf;
 mod slab;
 mod slots;
 mod slow;
+mod slow_free;
 mod typed;
 
 #[cfg(test)]
