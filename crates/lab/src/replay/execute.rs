@@ -165,9 +165,9 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
                 self.alloc(object, size, || self.target.cache_alloc(cache?, gfp, node))
             }
             &OpKind::CacheFree { object, cache } => {
-                let cache = self.known(cache);
                 self.free(object, |o| {
-                    let cache = cache.ok_or(FreeFault::Refused)?;
+                    // Not before: another CPU may be creating it, for this very object.
+                    let cache = self.known(cache).ok_or(FreeFault::Refused)?;
                     // SAFETY: the slot says that the object is live, and it came from this cache.
                     unsafe { self.target.cache_free(cache, o) }
                 })
@@ -289,7 +289,6 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
     }
 
     fn free_bulk(&self, objects: &[Ref], cache: CacheId) -> bool {
-        let cache = self.known(cache);
         let mut found = Vec::with_capacity(objects.len());
         for &object in objects {
             let Some(slot) = self.objects.get(object) else { return false };
@@ -298,9 +297,10 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             }
             found.extend(self.surrender(slot, object));
         }
-        if let (false, Some(cache)) = (found.is_empty(), cache) {
+        if !found.is_empty() {
             // SAFETY: the slots say that the objects are live, and they came from this cache.
-            self.judge(unsafe { self.target.cache_free_bulk(cache, &found) });
+            let free = |cache| unsafe { self.target.cache_free_bulk(cache, &found) };
+            self.judge(self.known(cache).map_or(Err(FreeFault::Refused), free));
         }
         for object in objects {
             if let Some(slot) = self.objects.get(*object) {

@@ -106,6 +106,20 @@ fn a_free_on_another_cpu_waits_for_its_allocation() {
 }
 
 #[test]
+fn a_free_on_another_cpu_finds_the_cache_that_its_allocation_created() {
+    let mut lines = String::new();
+    for n in 0..600u64 {
+        let ptr = 0xffff_8880_0001_0000 + n * 64;
+        lines.push_str(&format!(
+            " a-1 [000] ..... 1.0: kmem_cache_alloc: call_site=f ptr={ptr:x} name=c{n} bytes_req=64 bytes_alloc=64 gfp_flags=GFP_KERNEL node=-1 accounted=false\n b-2 [001] ..... 1.0: kmem_cache_free: call_site=f ptr={ptr:x} name=c{n}\n"
+        ));
+    }
+    let o = run(&text(lines.leak()), Level::All, Order::Parallel, Fault::None).unwrap();
+    assert!(o.integrity.is_clean(), "{:?}", o.integrity);
+    assert_eq!((o.end.live_objects, o.census.replayed), (0, 1200));
+}
+
+#[test]
 fn memory_that_is_too_small_fails_requests_and_nothing_else() {
     let model = Model::new(1, 1 << 20, Fault::None).unwrap();
     let plan =
