@@ -81,8 +81,8 @@ fn pages(count: u64, order: u32) {
 fn bulk(count: u64) {
     let kmem = machine::shared();
     let cache = kmem.kmem_cache_create("bench_bulk", 64, &CacheArgs::default()).expect("memory for a cache");
+    let mut objects = [None::<NonNull<u8>>; 32];
     for _ in 0..count {
-        let mut objects = [None::<NonNull<u8>>; 32];
         if kmem.kmem_cache_alloc_bulk(cache, Gfp::KERNEL, &mut objects).is_ok() {
             // SAFETY: just allocated, freed once.
             let freed = unsafe { kmem.kmem_cache_free_bulk(cache, black_box(&mut objects)) };
