@@ -100,6 +100,9 @@ impl HostReclaimer {
 }
 
 impl Reclaimer for HostReclaimer {
+    fn can_reclaim(&self) -> bool {
+        self.given.is_some_and(|reclaimer| reclaimer.can_reclaim())
+    }
     #[inline]
     fn wake_background(&self, node: NodeId, request: &ReclaimRequest) {
         if self.add_memory(node) > 0 {

@@ -11,10 +11,11 @@
 //! other (see `fork`): that of the per-CPU sections ([`Cpu::sections_closed`]), and that of sections with a shared
 //! lock held (`irq_save`, which every shared lock of the allocators passes).
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering, compiler_fence};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use kmem_sync::{Cpu, CpuId, IrqState};
 
+use crate::door::Door;
 use crate::grace::SlotCpu;
 use crate::slots::{Slot, SlotTable};
 use crate::thread::{self, NO_HEAP_CPU, relax};
@@ -31,10 +32,8 @@ static NR_CPUS: AtomicU32 = AtomicU32::new(0);
 
 /// Whether per-CPU sections are closed.
 static SECTIONS_CLOSED: AtomicBool = AtomicBool::new(false);
-/// Whether the beginning of a section with shared locks waits.
-static SHARED_CLOSED: AtomicBool = AtomicBool::new(false);
-/// Threads without a CPU that are inside a section with shared locks.
-static SHARED_THREADS: AtomicU32 = AtomicU32::new(0);
+/// The door before sections that take shared locks.
+static SHARED: Door = Door::new();
 
 /// The CPUs of the global heap.
 #[derive(Clone, Copy, Debug)]
@@ -95,7 +94,7 @@ fn find_cpu() -> Option<CpuId> {
 const NESTED: IrqState = IrqState(0);
 /// `irq_save` on a CPU: published in its slot.
 const ON_CPU: IrqState = IrqState(1);
-/// `irq_save` on a thread without a CPU: counted in [`SHARED_THREADS`].
+/// `irq_save` on a thread without a CPU: counted at the door.
 const ON_THREAD: IrqState = IrqState(2);
 
 fn slot(cpu: u32) -> Option<&'static Slot> {
@@ -113,47 +112,32 @@ fn enter_shared() -> IrqState {
     if depth != 0 {
         return NESTED;
     }
-    loop {
-        let state = publish(cpu);
-        // The light half of the order between publishing and looking; `close_shared` has the heavy one.
-        compiler_fence(Ordering::SeqCst);
-        if !SHARED_CLOSED.load(Ordering::Acquire) {
-            return state;
-        }
-        wait_for_shared(cpu, state);
+    let slot = slot(cpu);
+    while !SHARED.try_enter(slot) {
+        wait_for_shared();
     }
-}
-
-#[inline]
-fn publish(cpu: u32) -> IrqState {
-    match slot(cpu) {
-        Some(slot) => {
-            slot.set_inside_shared(true);
-            ON_CPU
-        }
-        None => {
-            SHARED_THREADS.fetch_add(1, Ordering::SeqCst);
-            ON_THREAD
-        }
-    }
-}
-
-#[inline]
-fn withdraw(cpu: u32, state: IrqState) {
-    if state == ON_CPU
-        && let Some(slot) = slot(cpu)
-    {
-        slot.set_inside_shared(false);
-    } else if state == ON_THREAD {
-        SHARED_THREADS.fetch_sub(1, Ordering::Release);
-    }
+    if slot.is_some() { ON_CPU } else { ON_THREAD }
 }
 
 #[cold]
-fn wait_for_shared(cpu: u32, state: IrqState) {
-    withdraw(cpu, state);
-    while SHARED_CLOSED.load(Ordering::Acquire) {
+fn wait_for_shared() {
+    while SHARED.is_closed() {
         sys::sched_yield();
+    }
+}
+
+/// Ends a section that [`enter_shared`] began.
+#[inline]
+fn leave_shared(state: IrqState) {
+    let cpu = thread::with(|thread| {
+        thread.shared_depth.set(thread.shared_depth.get().wrapping_sub(1));
+        thread.heap_cpu.get()
+    });
+    match state {
+        ON_CPU => SHARED.leave(slot(cpu)),
+        // The thread may have become a CPU meanwhile; it is counted without one.
+        ON_THREAD => SHARED.leave(None),
+        _ => {}
     }
 }
 
@@ -174,16 +158,15 @@ pub(super) fn close_sections(wait: impl FnOnce()) {
 
 /// Closes the sections with shared locks and waits until every other thread has left its own.
 pub(super) fn close_shared() {
-    SHARED_CLOSED.store(true, Ordering::SeqCst);
-    barrier::all_cpus();
-    while SLOTS.iter().any(Slot::is_inside_shared) || SHARED_THREADS.load(Ordering::Acquire) != 0 {
+    SHARED.close(barrier::all_cpus);
+    while !SHARED.is_empty(SLOTS.iter()) {
         relax();
     }
 }
 
 /// Opens the sections with shared locks.
 pub(super) fn open_shared() {
-    SHARED_CLOSED.store(false, Ordering::Release);
+    SHARED.open();
 }
 
 /// Opens the per-CPU sections.
@@ -198,7 +181,7 @@ pub(super) fn reclaim_orphans(leave: impl Fn()) {
     let cpu = thread::with(|thread| thread.heap_cpu.get());
     let nr = NR_CPUS.load(Ordering::Relaxed);
     let mut nr_free = 0;
-    SHARED_THREADS.store(0, Ordering::Relaxed);
+    SHARED.forget();
     for (orphan, slot) in (0..nr).zip(&SLOTS).filter(|(_, slot)| own.is_none_or(|own| !slot.is_owned_by(own))) {
         if !slot.is_free() {
             slot.set_inside_shared(false);
@@ -237,11 +220,7 @@ unsafe impl Cpu for HeapCpu {
     }
     #[inline]
     unsafe fn irq_restore(&self, state: IrqState) {
-        let cpu = thread::with(|thread| {
-            thread.shared_depth.set(thread.shared_depth.get().wrapping_sub(1));
-            thread.heap_cpu.get()
-        });
-        withdraw(cpu, state);
+        leave_shared(state);
     }
     #[inline]
     fn relax(&self) {

@@ -5,6 +5,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicBool, Ordering, fence};
 use loom::thread;
 
+use crate::door::Door;
 use crate::epoch::{Epoch, Reader};
 use crate::slots::Slot;
 
@@ -193,3 +194,41 @@ struct UnsafeCellOf(UnsafeCell<u32>);
 unsafe impl Sync for UnsafeCellOf {}
 // SAFETY: as above.
 unsafe impl Send for UnsafeCellOf {}
+
+/// One thread passes the door, as a CPU or without, and writes what is behind it; another closes it, waits, and reads.
+fn door(with_slot: bool) {
+    loom::model(move || {
+        let room = Arc::new((Door::new(), Slot::new(), UnsafeCellOf(UnsafeCell::new(0_u32))));
+        let visitor = thread::spawn({
+            let room = room.clone();
+            move || {
+                let (door, slot, data) = &*room;
+                let slot = with_slot.then_some(slot);
+                if door.try_enter(slot) {
+                    // SAFETY: inside; loom checks that nobody reads meanwhile.
+                    data.0.with_mut(|data| unsafe { *data += 1 });
+                    door.leave(slot);
+                }
+            }
+        });
+        let (door, slot, data) = &*room;
+        door.close(heavy);
+        if door.is_empty(std::iter::once(slot)) {
+            // SAFETY: nobody is inside, and nobody enters; loom checks both, the second by looking twice.
+            let [first, second] = [(); 2].map(|()| data.0.with(|data| unsafe { *data }));
+            assert_eq!(first, second);
+        }
+        door.open();
+        visitor.join().unwrap();
+    });
+}
+
+#[test]
+fn behind_a_closed_and_empty_door_nothing_moves() {
+    door(true);
+}
+
+#[test]
+fn a_visitor_without_a_cpu_counts_at_the_door() {
+    door(false);
+}
