@@ -154,3 +154,15 @@ fn h07_nofail_loops_until_it_succeeds() {
     script.hoard(vec![page]);
     finish(script, kmem);
 }
+
+#[test]
+fn without_a_reclaimer_requests_without_fs_fail_instead_of_waiting() {
+    let kmem = kmem_tests::machine().kmem();
+    let taken = exhaust(kmem, OPTIMISTIC);
+    for gfp in [Gfp::NOFS, Gfp::NOIO, Gfp::KERNEL] {
+        let refused = kmem.alloc_pages(gfp | Gfp::NOWARN, Order::ZERO);
+        assert!(matches!(refused, Err(AllocError::NoMemory { .. })), "{gfp}: {refused:?}");
+    }
+    // SAFETY: the pages are the test's.
+    unsafe { free_all(kmem, taken) };
+}

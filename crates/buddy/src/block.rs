@@ -80,7 +80,8 @@ impl<'a> Block<'a> {
     /// moved the hint between our two steps is seen by the second load. Both need sequential consistency.
     fn update(&self, mut change: impl FnMut(Record) -> Record) {
         let hints = &self.arena.hints;
-        let mut stale = None;
+        // The list that the round before filed under: whether there was a round before, and whether it had a list.
+        let mut stale: Option<Option<usize>> = None;
         loop {
             let old = self.record();
             let new = change(old);
@@ -95,7 +96,7 @@ impl<'a> Block<'a> {
             if let Some(list) = list {
                 hints.set(list, self.index);
             }
-            for gone in [Arena::list_of(old), stale].into_iter().flatten() {
+            for gone in [Arena::list_of(old), stale.flatten()].into_iter().flatten() {
                 if Some(gone) != list {
                     hints.clear(gone, self.index);
                 }
@@ -106,7 +107,7 @@ impl<'a> Block<'a> {
                 return;
             }
             // Whatever is true by then: the hint just set is to go unless it is the right one again.
-            stale = Some(list.unwrap_or(usize::MAX));
+            stale = Some(list);
         }
     }
 

@@ -366,7 +366,8 @@ impl<E: BuddyEnv> Buddy<E> {
                 let outcome = self.env().reclaimer().out_of_memory(self.env().context(), &told);
                 outcome == OomOutcome::Progress || nofail
             }
-            OomEligibility::PretendProgress => true,
+            // Without anybody who reclaims there is nothing to wait for.
+            OomEligibility::PretendProgress => self.env().reclaimer().can_reclaim(),
             _ => return (None, false),
         };
         if progressed && nofail {

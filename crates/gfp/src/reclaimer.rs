@@ -66,6 +66,12 @@ pub trait Reclaimer {
     /// Wakes background reclaim for `node` (`wake_all_kswapds`). Any context; cheap; never sleeps.
     fn wake_background(&self, node: NodeId, request: &ReclaimRequest);
 
+    /// Whether anybody reclaims here at all. Without, a request that may not start filesystem work, and so cannot have
+    /// anything killed either, fails instead of waiting for others' progress.
+    fn can_reclaim(&self) -> bool {
+        true
+    }
+
     /// Reclaims pages now and returns how many were freed, in pages. Zero means no progress.
     fn reclaim(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> usize;
 
@@ -104,6 +110,10 @@ pub struct NoReclaim;
 
 impl Reclaimer for NoReclaim {
     #[inline(always)]
+    fn can_reclaim(&self) -> bool {
+        false
+    }
+    #[inline(always)]
     fn wake_background(&self, _node: NodeId, _request: &ReclaimRequest) {}
     #[inline(always)]
     fn reclaim(&self, _context: &dyn AllocContext, _request: &ReclaimRequest) -> usize {
@@ -112,6 +122,9 @@ impl Reclaimer for NoReclaim {
 }
 
 impl<R: Reclaimer> Reclaimer for &R {
+    fn can_reclaim(&self) -> bool {
+        (**self).can_reclaim()
+    }
     fn wake_background(&self, node: NodeId, request: &ReclaimRequest) {
         (**self).wake_background(node, request);
     }
