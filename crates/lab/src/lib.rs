@@ -1,3 +1,5 @@
+//! What `cargo lab` is made of: reading traces, turning them into requests, replaying and checking them, reporting.
+
 #![doc = include_str!("../README.md")]
 
 pub mod app;
