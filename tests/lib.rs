@@ -13,6 +13,10 @@ use kmem_hosted::{Machine, Reports, ZoneSplit};
 #[cfg(doctest)]
 #[doc = include_str!("../docs/contract.md")]
 struct Contract;
+/// The front page.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
 /// The guide to choosing an allocator.
 #[cfg(doctest)]
 #[doc = include_str!("../docs/choosing.md")]
