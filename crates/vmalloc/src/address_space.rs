@@ -40,6 +40,13 @@ impl Run {
         Some(Self((first.0 << RUN_LEN_BITS) | nr_pages))
     }
 
+    /// One frame. Bits above the 52 of a physical address are lost.
+    #[inline(always)]
+    pub(crate) const fn page(pfn: Pfn) -> Self {
+        // INVARIANT: one frame.
+        Self((pfn.0 << RUN_LEN_BITS) | 1)
+    }
+
     /// The first frame.
     #[inline(always)]
     pub const fn first(self) -> Pfn {

@@ -161,12 +161,7 @@ impl Area {
     pub(crate) fn claim_exact(&self, page: u64) -> Option<Owned> {
         // Acquire pairs with the release of `publish` and of the last `unpin`: everything done to the area comes first.
         self.state
-            .compare_exchange(
-                word(page, State::Busy),
-                word(page, State::Claimed),
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            )
+            .compare_exchange(word(page, State::Busy), word(page, State::Claimed), Ordering::Acquire, Ordering::Relaxed)
             .ok()?;
         // INVARIANT: out of `Busy` by our swap, so we are the owner.
         Some(Owned(NonNull::from(self)))
@@ -330,6 +325,12 @@ impl Owned {
     pub(crate) fn body<R>(&mut self, f: impl FnOnce(&mut Body) -> R) -> R {
         // SAFETY: we are the owner and there are no readers (invariant 2 of `Area`).
         self.area().body.with_mut(|body| f(unsafe { &mut *body }))
+    }
+
+    /// [`publish`](Self::publish) for a caller who knows the first page.
+    #[inline(always)]
+    pub(crate) fn publish_at(self, page: u64) {
+        self.area().state.store(word(page, State::Busy), Ordering::Release);
     }
 
     /// Makes the area busy: from here on it can be found and freed.

@@ -72,11 +72,8 @@ impl<E: VmallocEnv> Vmalloc<E> {
     #[track_caller]
     pub fn vmalloc_32_user(&self, size: usize) -> Result<NonNull<u8>, VmallocError> {
         let gfp = Gfp::KERNEL | Gfp::DMA32 | Gfp::ZERO;
-        let request = VmRequest {
-            align: self.env.shared_alignment(),
-            flags: VmFlags::USERMAP,
-            ..VmRequest::new(size, gfp)
-        };
+        let request =
+            VmRequest { align: self.env.shared_alignment(), flags: VmFlags::USERMAP, ..VmRequest::new(size, gfp) };
         self.alloc_any(&request, gfp, Location::caller())
     }
 

@@ -1,8 +1,6 @@
 //! Frames for an area: the largest blocks that fit, then many at once, then one by one. And giving them back.
 
-use kmem_gfp::{
-    AllocContext, AllocError, BulkPages, ExactPages, Gfp, NodeId, Order, PageAllocator, Pfn, TaskFlags,
-};
+use kmem_gfp::{AllocContext, AllocError, BulkPages, ExactPages, Gfp, NodeId, Order, PageAllocator, Pfn, TaskFlags};
 
 use crate::runs::RunList;
 use crate::vmalloc::Vmalloc;

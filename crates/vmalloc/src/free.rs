@@ -3,11 +3,12 @@
 //! In interrupts only the claim happens; the rest is left to [`Vmalloc::run_deferred`], through a lock-free list of the
 //! CPU's node. Nothing is written to the freed memory for that.
 
-use kmem_gfp::{AllocContext, PAGE_SHIFT, PAGE_SIZE, TaskFlags};
+use kmem_gfp::{AllocContext, Order, PAGE_SHIFT, PAGE_SIZE, PageAllocator, TaskFlags};
 
 use crate::address_space::{AddressSpace, CpuSet};
 use crate::area::{Owned, State};
 use crate::env::Work;
+use crate::node::Node;
 use crate::vmalloc::{Once, Shared, Vmalloc};
 use crate::{VfreeError, VmFlags, VmallocEnv};
 
@@ -41,10 +42,11 @@ impl<E: VmallocEnv> Vmalloc<E> {
             self.defer(shared, area);
             return Ok(());
         }
-        if !shared.node(self.local_node(shared)).deferred.is_empty() {
+        let here = shared.node(self.local_node());
+        if !here.deferred.is_empty() {
             self.run_deferred();
         }
-        self.finish_free(shared, area);
+        self.finish_free_here(shared, here, area);
         Ok(())
     }
 
@@ -103,7 +105,9 @@ impl<E: VmallocEnv> Vmalloc<E> {
         with: VmFlags,
         without: VmFlags,
     ) -> Result<Owned, VfreeError> {
-        let Some(page) = shared.page_of(address) else { return Err(self.bad_free(shared, VfreeError::Foreign(address))) };
+        let Some(page) = shared.page_of(address) else {
+            return Err(self.bad_free(shared, VfreeError::Foreign(address)));
+        };
         if address % PAGE_SIZE != 0 {
             return Err(self.bad_free(shared, VfreeError::Misaligned(address)));
         }
@@ -159,7 +163,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
     #[cold]
     #[inline(never)]
     fn defer(&self, shared: &Shared, area: Owned) {
-        if shared.node(self.local_node(shared)).deferred.push(area) {
+        if shared.node(self.local_node()).deferred.push(area) {
             self.env.schedule(Work::Free);
         }
     }
@@ -181,9 +185,37 @@ impl<E: VmallocEnv> Vmalloc<E> {
     }
 
     /// Takes a claimed area apart. Its range goes to the lazy list.
-    #[inline]
-    pub(crate) fn finish_free(&self, shared: &Shared, mut area: Owned) {
+    #[inline(never)]
+    pub(crate) fn finish_free(&self, shared: &Shared, area: Owned) {
+        self.finish_free_here(shared, shared.node(self.local_node()), area);
+    }
+
+    #[inline(always)]
+    fn finish_free_here(&self, shared: &Shared, here: &Node, mut area: Owned) {
         let address = shared.address(area.page());
+        let single = area.body(|body| {
+            // An area that owns what it maps, and maps one page, has one run of one page.
+            let plain = body.flags == VmFlags::ALLOC && body.mapped == 1;
+            if plain { body.runs.take_single() } else { None }
+        });
+        if let Some(run) = single {
+            // SAFETY: the range is ours; that nobody uses it is the promise of whoever freed it.
+            unsafe { self.env.space().unmap(address, PAGE_SIZE) };
+            shared.node(area.node()).count_used(-1);
+            // SAFETY: the area's frame, unmapped above, and used by nobody.
+            let freed = unsafe { self.env.pages().free_pages(run.first(), Order::ZERO) };
+            self.check_freed(freed);
+        } else {
+            self.take_apart(shared, address, &mut area);
+        }
+        if self.make_lazy(shared, here, area) > shared.lazy_limit {
+            self.purge_is_due(shared);
+        }
+    }
+
+    /// Unmaps whatever an area has mapped and gives back whatever it owns.
+    #[inline(never)]
+    fn take_apart(&self, shared: &Shared, address: usize, area: &mut Owned) {
         let pages = area.pages();
         let node = area.node();
         area.body(|body| {
@@ -203,7 +235,6 @@ impl<E: VmallocEnv> Vmalloc<E> {
                 unsafe { self.free_frames(&mut body.runs) };
             }
         });
-        self.retire(shared, area);
     }
 
     /// For areas whose frames had other permissions in the direct map: nobody may reach them by the old ones.

@@ -152,9 +152,14 @@ impl Leaf {
         }
         let (mut l, mut r, mut half) = ((LEAF_WORDS + first) / 2, (LEAF_WORDS + last) / 2, 64);
         while l > 0 {
-            for i in l..=r {
-                let i = i % LEAF_WORDS;
-                self.sums[i] = Sum::join(self.sums[2 * i].into(), self.sums[2 * i + 1].into(), half).into();
+            let mut i = l;
+            loop {
+                let at = i % LEAF_WORDS;
+                self.sums[at] = Sum::join(self.sums[2 * at].into(), self.sums[2 * at + 1].into(), half).into();
+                if i >= r {
+                    break;
+                }
+                i += 1;
             }
             (l, r, half) = (l / 2, r / 2, half * 2);
         }
@@ -258,6 +263,9 @@ impl FreeMap {
 
     /// Where the lowest free run of `need` pages inside `lo..hi` starts.
     pub(crate) fn first_fit(&self, lo: u64, hi: u64, need: u64) -> Option<u64> {
+        if lo == 0 && hi >= self.nr_pages {
+            return search::first_anywhere(self, need);
+        }
         search::first(self, lo, hi.min(self.nr_pages), need)
     }
 
@@ -346,9 +354,14 @@ fn mark(node: NonNull<u8>, height: u32, lo: u64, hi: u64, free: bool, spares: &m
     }
     let (mut l, mut r, mut half) = ((FAN + first) / 2, (FAN + last) / 2, size);
     while l > 0 {
-        for i in l..=r {
-            let i = i % FAN;
-            inner.sums[i] = Sum::join(inner.sums[2 * i], inner.sums[2 * i + 1], half);
+        let mut i = l;
+        loop {
+            let at = i % FAN;
+            inner.sums[at] = Sum::join(inner.sums[2 * at], inner.sums[2 * at + 1], half);
+            if i >= r {
+                break;
+            }
+            i += 1;
         }
         (l, r, half) = (l / 2, r / 2, half * 2);
     }

@@ -68,12 +68,14 @@ impl Index {
         let mut shift = self.shift;
         loop {
             // SAFETY: a table (1, 2).
-            let entry = unsafe { table.as_ref() }.entries[(page >> shift) as usize % FAN].load(Ordering::Acquire);
+            let entry =
+                unsafe { table.as_ref() }.entries[page.wrapping_shr(shift) as usize % FAN].load(Ordering::Acquire);
             if entry.addr() & AREA != 0 {
                 return area_of(entry);
             }
+            // Below entries of one page there are no tables (1): it never wraps.
             table = NonNull::new(entry.cast())?;
-            shift = shift.saturating_sub(BITS);
+            shift = shift.wrapping_sub(BITS);
         }
     }
 

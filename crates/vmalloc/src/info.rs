@@ -113,7 +113,7 @@ impl<E: VmallocEnv> VmallocInfo<'_, E> {
             if body.mapped > 0 && !body.flags.contains(VmFlags::IOREMAP) {
                 write!(f, " pages={}", body.mapped)?;
             }
-            if body.phys != 0 {
+            if body.flags.contains(VmFlags::IOREMAP) && body.phys != 0 {
                 write!(f, " phys={:#018x}", body.phys)?;
             }
             for (flag, word) in WORDS {

@@ -130,7 +130,11 @@ impl RamBlocks {
         // SAFETY: the block is on this list; neighbours are live (type invariant).
         unsafe {
             let (previous, next) = ((*raw).previous, (*raw).next);
-            if previous.is_null() { self.head = next } else { (*previous).next = next }
+            if previous.is_null() {
+                self.head = next
+            } else {
+                (*previous).next = next
+            }
             if next.is_null() { self.tail = previous } else { (*next).previous = previous }
         }
     }
@@ -187,7 +191,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
             return self.map_ram_area(shared, frames, Location::caller());
         }
         let page = loop {
-            let here = self.local_node(shared);
+            let here = self.local_node();
             if let Some(page) = shared.node(here).ram.with(self.env.cpu(), |ram| ram.carve(room, nr_pages)) {
                 break page;
             }
@@ -312,8 +316,8 @@ impl<E: VmallocEnv> Vmalloc<E> {
         let gone = VfreeError::AlreadyFree(address);
         let area = self.area_at(shared, page).ok_or(gone)?;
         let pinned = area.pin(page).ok_or(gone)?;
-        let (node, raw) = (area.node_number(), pinned.with(|body| body.block.cast::<Block>()));
-        let mut block = NonNull::new(raw).ok_or(gone)?;
+        let (node, raw) = (area.node_number(), block_of(&pinned));
+        let mut block = raw.ok_or(gone)?;
         let ram = &shared.node(node).ram;
         // The pin keeps the block: whoever takes it off its list claims its area and waits.
         ram.with(self.env.cpu(), |_| {
@@ -415,20 +419,25 @@ impl<E: VmallocEnv> Vmalloc<E> {
         page: u64,
         copy: impl FnOnce(),
     ) -> bool {
-        let Some(block) = NonNull::new(pinned.with(|body| body.block.cast::<Block>())) else { return false };
+        let Some(block) = block_of(pinned) else { return false };
         shared.node(node).ram.with(self.env.cpu(), |_| {
             // SAFETY: pinned, and under the lock of the node that owns it.
             let this = unsafe { block.as_ref() };
             // Used pages are unmapped only after their bits are gone, which takes this lock; pages that are being mapped
             // are used already, so the page table is asked as well.
-            let mapped = bit(&this.used, page - this.page)
-                && self.env.space().translate(shared.address(page)).is_some();
+            let mapped =
+                bit(&this.used, page - this.page) && self.env.space().translate(shared.address(page)).is_some();
             if mapped {
                 copy();
             }
             mapped
         })
     }
+}
+
+/// The block of an area that is one.
+fn block_of(pinned: &crate::area::Pinned<'_>) -> Option<NonNull<Block>> {
+    pinned.with(|body| if body.flags.contains(VmFlags::RAM_BLOCK) { NonNull::new(body.block.cast()) } else { None })
 }
 
 fn ram_kind(flags: VmFlags, pages: u64, caller: &'static Location<'static>) -> Kind {

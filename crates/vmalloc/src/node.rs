@@ -81,6 +81,18 @@ impl Detached {
         Self { next: None }
     }
 
+    /// Shows each area's first page and length.
+    #[inline]
+    pub(crate) fn look(&self, mut f: impl FnMut(u64, u64)) {
+        let mut next = self.next;
+        while let Some(area) = next {
+            // SAFETY: on our list (type invariant), so it lives.
+            let area = unsafe { area.as_ref() };
+            f(area.peek().1, area.pages());
+            next = area.link();
+        }
+    }
+
     pub(crate) fn push(&mut self, area: Owned) {
         let area = area.into_list();
         // SAFETY: owned, so it lives.
@@ -126,6 +138,22 @@ impl Pools {
 
     const fn new() -> Self {
         Self { pools: [Self::EMPTY; POOL_PAGES], entries: 0 }
+    }
+
+    /// Takes a range for one page and its guard.
+    #[inline(always)]
+    pub(crate) fn pop_page(&mut self) -> Option<Owned> {
+        let [_, pool, ..] = &mut self.pools;
+        let first = pool.head?;
+        // SAFETY: listed, so it lives and this pool owns it (type invariant).
+        pool.head = unsafe { first.as_ref() }.link();
+        if pool.head.is_none() {
+            pool.tail = None;
+        }
+        pool.len -= 1;
+        self.entries -= 1;
+        // SAFETY: taken off the list above.
+        Some(unsafe { Owned::from_list(first) })
     }
 
     /// Takes a range of exactly `pages` whose address `suits`. Looks at the first one only: if it does not suit, it goes to
@@ -220,6 +248,11 @@ impl Node {
             pools: IrqLock::new(Pools::new()),
             ram: IrqLock::new(RamBlocks::new()),
         }
+    }
+
+    #[inline(always)]
+    pub(crate) fn count_pool_hit(&self) {
+        self.pool_hits.fetch_add(1, Ordering::Relaxed);
     }
 
     #[inline(always)]

@@ -138,8 +138,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
         let shared = self.shared_to_free()?;
         self.task_or()?;
         for area in set {
-            let mut owned =
-                self.claim(shared, base.wrapping_add(area.offset), VmFlags::PERCPU, VmFlags::empty())?;
+            let mut owned = self.claim(shared, base.wrapping_add(area.offset), VmFlags::PERCPU, VmFlags::empty())?;
             let pages = owned.pages();
             owned.body(|body| body.mapped = pages);
             self.finish_free(shared, owned);

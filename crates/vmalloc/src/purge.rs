@@ -14,9 +14,12 @@ use kmem_sync::atomic::Ordering;
 use crate::address_space::AddressSpace;
 use crate::area::{Owned, State};
 use crate::env::Work;
-use crate::node::Detached;
-use crate::vmalloc::{Shared, Vmalloc};
+use crate::node::{Detached, Node};
+use crate::vmalloc::{MAX_NODES, Shared, Vmalloc};
 use crate::{PoolShrinker, VmallocEnv};
+
+/// Ranges that go into a pool in one section.
+const POOL_BATCH: usize = 32;
 
 /// How far a purge goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,18 +57,23 @@ impl<E: VmallocEnv> Vmalloc<E> {
 
     /// Puts an unmapped area on the lazy list; returns how many pages wait there.
     #[inline]
-    pub(crate) fn retire_quietly(&self, shared: &Shared, mut area: Owned) -> u64 {
+    pub(crate) fn retire_quietly(&self, shared: &Shared, area: Owned) -> u64 {
+        self.make_lazy(shared, shared.node(self.local_node()), area)
+    }
+
+    #[inline(always)]
+    pub(crate) fn make_lazy(&self, shared: &Shared, here: &Node, mut area: Owned) -> u64 {
         let pages = area.pages();
         area.set_state(State::Lazy);
         // Before the area is on the list: from then on a purge may count it out again.
         let lazy = shared.lazy_pages.fetch_add(pages, Ordering::Relaxed) + pages;
-        shared.node(self.local_node(shared)).lazy.push(area);
+        here.lazy.push(area);
         lazy
     }
 
     #[cold]
     #[inline(never)]
-    fn purge_is_due(&self, shared: &Shared) {
+    pub(crate) fn purge_is_due(&self, shared: &Shared) {
         if self.env.schedule(Work::Purge) || !self.env.context().task_flags().may_sleep() {
             return;
         }
@@ -105,14 +113,14 @@ impl<E: VmallocEnv> Vmalloc<E> {
         }
         let mut union = Union::EMPTY;
         self.collect_ram_blocks(shared, mode, &mut union);
-        let mut lazy = Detached::new();
+        let mut lazy = [const { Detached::new() }; MAX_NODES];
         let mut pages = 0;
-        for node in shared.nodes() {
-            for area in node.lazy.take() {
-                union.add(area.page(), area.page() + area.pages());
-                pages += area.pages();
-                lazy.push(area);
-            }
+        for (node, list) in shared.nodes().zip(&mut lazy) {
+            *list = node.lazy.take();
+            list.look(|page, len| {
+                union.add(page, page + len);
+                pages += len;
+            });
         }
         if union.lo < union.hi {
             self.env.space().flush(shared.address(union.lo)..shared.address(union.hi), self.env.flush_cpus());
@@ -120,18 +128,41 @@ impl<E: VmallocEnv> Vmalloc<E> {
         }
         shared.lazy_pages.fetch_sub(pages, Ordering::Relaxed);
         shared.purges.fetch_add(1, Ordering::Relaxed);
-        for mut area in lazy {
+        for list in lazy {
             if mode == Mode::Normal {
-                area.set_state(State::Pooled);
-                match shared.node(area.node()).pools.with(cpu, |pools| pools.push(area)) {
-                    Ok(()) => {}
-                    Err(area) => shared.tree.with(cpu, |tree| tree.release(area)),
-                }
+                self.fill_pools(shared, list);
             } else {
-                shared.tree.with(cpu, |tree| tree.release(area));
+                self.release_all(shared, list);
             }
         }
         pages
+    }
+
+    /// Puts flushed ranges into the pools of the nodes that made them, a bounded number at a time; what no pool keeps
+    /// becomes free.
+    fn fill_pools(&self, shared: &Shared, mut areas: Detached) {
+        let mut next = areas.next();
+        while let Some(first) = next.take() {
+            let node = first.node();
+            let too_large;
+            (too_large, next) = shared.node(node).pools.with(self.env.cpu(), |pools| {
+                let mut area = first;
+                for _ in 0..POOL_BATCH {
+                    area.set_state(State::Pooled);
+                    if let Err(area) = pools.push(area) {
+                        return (Some(area), areas.next());
+                    }
+                    match areas.next() {
+                        Some(next) if next.node() == node => area = next,
+                        other => return (None, other),
+                    }
+                }
+                (None, Some(area))
+            });
+            if let Some(area) = too_large {
+                shared.tree.with(self.env.cpu(), |tree| tree.release(area));
+            }
+        }
     }
 
     fn release_all(&self, shared: &Shared, areas: Detached) {

@@ -1,7 +1,6 @@
 //! Getting a range of addresses: from the CPU's pool, else from the tree, else after a purge, else with the notifier's help.
 
 use kmem_gfp::{AllocContext, AllocError, Gfp, PAGE_SHIFT};
-use kmem_sync::atomic::Ordering;
 
 use crate::area::{Owned, State};
 use crate::meta::{alloc_block, meta_gfp};
@@ -24,11 +23,11 @@ impl<E: VmallocEnv> Vmalloc<E> {
     pub(crate) fn reserve(&self, shared: &Shared, wanted: Wanted, gfp: Gfp) -> Result<Owned, VmallocError> {
         let whole = wanted.lo == 0 && wanted.hi == shared.nr_pages;
         if whole && wanted.pages <= POOL_PAGES as u64 {
-            let node = shared.node(self.local_node(shared));
+            let node = shared.node(self.local_node());
             let base_page = (shared.base >> PAGE_SHIFT) as u64;
             let suits = |page| (base_page + page) & (wanted.align - 1) == 0;
             if let Some(mut area) = node.pools.with(self.env.cpu(), |pools| pools.pop(wanted.pages, suits)) {
-                node.pool_hits.fetch_add(1, Ordering::Relaxed);
+                node.count_pool_hit();
                 area.set_state(State::Building);
                 return Ok(area);
             }

@@ -46,6 +46,27 @@ impl RunList {
         Self { inline: [const { MaybeUninit::uninit() }; INLINE], last: None, nr_inline: 0 }
     }
 
+    /// Takes the only run off; `None` if there are more, or none.
+    #[inline(always)]
+    pub(crate) fn take_single(&mut self) -> Option<Run> {
+        if self.nr_inline != 1 {
+            return None;
+        }
+        // SAFETY: the first is initialised (invariant 1); no chunk without all of `inline` in use.
+        let run = unsafe { self.inline[0].assume_init() };
+        self.nr_inline = 0;
+        Some(run)
+    }
+
+    /// Makes an empty list a list of one run.
+    #[inline(always)]
+    pub(crate) fn set_single(&mut self, run: Run) {
+        debug_assert!(self.is_empty());
+        self.inline[0].write(run);
+        self.nr_inline = 1;
+    }
+
+    #[inline(always)]
     pub(crate) fn is_empty(&self) -> bool {
         self.nr_inline == 0
     }

@@ -27,7 +27,7 @@ pub(crate) const MAX_NODES: usize = 128;
 /// What the running window consists of.
 ///
 /// # Invariants
-/// 1. `nodes[..nr_nodes]` point to nodes that live as long as this value; `nr_nodes` is at least 1.
+/// 1. `nodes` point to nodes that live as long as this value: `nr_nodes` different ones, at least 1, over and over.
 /// 2. `index` is the index of `tree`.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -35,7 +35,7 @@ pub(crate) struct Shared {
     pub(crate) base: usize,
     pub(crate) nr_pages: u64,
     pub(crate) index: Index,
-    nodes: [Option<NonNull<Node>>; MAX_NODES],
+    nodes: [NonNull<Node>; MAX_NODES],
     nr_nodes: usize,
     /// Above so many lazily freed pages a purge is due.
     pub(crate) lazy_limit: u64,
@@ -65,13 +65,8 @@ impl Shared {
     /// A node by number; numbers wrap.
     #[inline(always)]
     pub(crate) fn node(&self, i: usize) -> &Node {
-        let i = if i < self.nr_nodes { i } else { i % self.nr_nodes };
-        match self.nodes[i % MAX_NODES] {
-            // SAFETY: nodes live as long as `self` (invariant 1).
-            Some(node) => unsafe { node.as_ref() },
-            // SAFETY: below `nr_nodes` every entry is there (invariant 1).
-            None => unsafe { core::hint::unreachable_unchecked() },
-        }
+        // SAFETY: nodes live as long as `self` (invariant 1).
+        unsafe { self.nodes[i % MAX_NODES].as_ref() }
     }
 
     pub(crate) fn nodes(&self) -> impl Iterator<Item = &Node> {
@@ -146,11 +141,10 @@ impl<E: VmallocEnv> Vmalloc<E> {
         self.try_shared().ok_or(VfreeError::NotReady)
     }
 
-    /// The running CPU's node.
+    /// The number of the running CPU's node.
     #[inline(always)]
-    pub(crate) fn local_node(&self, shared: &Shared) -> usize {
-        let cpu = Pinned::new(self.env.cpu()).map_or(0, |pin| pin.id().index());
-        if cpu < shared.nr_nodes { cpu } else { cpu % shared.nr_nodes }
+    pub(crate) fn local_node(&self) -> usize {
+        Pinned::new(self.env.cpu()).map_or(0, |pin| pin.id().index())
     }
 
     /// Sets the window up. Once, in task context, before anything is asked for; takes a few pages of bookkeeping memory for
@@ -192,9 +186,9 @@ impl<E: VmallocEnv> Vmalloc<E> {
         let env = &self.env;
         let nr_cpus = env.cpu().nr_cpus().max(1);
         let nr_nodes = (nr_cpus as usize).min(MAX_NODES);
-        let mut nodes = [None; MAX_NODES];
+        let mut made = [None; MAX_NODES];
         let mut failure = None;
-        for slot in nodes.iter_mut().take(nr_nodes) {
+        for slot in made.iter_mut().take(nr_nodes) {
             match alloc_block(env, Gfp::KERNEL, order_of::<Node>()) {
                 Ok(block) => {
                     // SAFETY: a fresh block of that size.
@@ -217,6 +211,10 @@ impl<E: VmallocEnv> Vmalloc<E> {
             None => Tree::new(base_page, nr_pages, spares),
             Some(_) => Err(spares),
         };
+        let mut nodes = [NonNull::dangling(); MAX_NODES];
+        for (slot, node) in nodes.iter_mut().zip(made.iter().flatten().cycle()) {
+            *slot = *node;
+        }
         match tree {
             Ok(tree) => Ok(Shared {
                 base: window.start,
@@ -238,7 +236,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
                     // SAFETY: allocated above, unused.
                     unsafe { free_block(env, block, NODE_ORDER) };
                 }
-                for node in nodes.into_iter().flatten() {
+                for node in made.into_iter().flatten() {
                     // SAFETY: allocated above, unused.
                     unsafe { free_block(env, node.cast(), order_of::<Node>()) };
                 }
@@ -288,7 +286,7 @@ impl<E: VmallocEnv> Drop for Vmalloc<E> {
         // nothing in them is looked at once they are given back.
         unsafe {
             shared.tree.with(env.cpu(), |tree| tree.dismantle(|block, order| free_block(env, block, order)));
-            for node in shared.nodes.into_iter().flatten() {
+            for node in shared.nodes.into_iter().take(shared.nr_nodes) {
                 free_block(env, node.cast(), order_of::<Node>());
             }
             free_block(env, place.cast(), order_of::<Shared>());

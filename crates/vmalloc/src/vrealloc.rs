@@ -89,12 +89,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
     /// # Errors
     /// As there.
     #[track_caller]
-    pub unsafe fn vrealloc(
-        &self,
-        memory: *mut u8,
-        size: usize,
-        gfp: Gfp,
-    ) -> Result<Option<NonNull<u8>>, VmallocError> {
+    pub unsafe fn vrealloc(&self, memory: *mut u8, size: usize, gfp: Gfp) -> Result<Option<NonNull<u8>>, VmallocError> {
         // SAFETY: the caller's promise is the same.
         unsafe { self.vrealloc_node_align(memory, size, 1, gfp, None) }
     }

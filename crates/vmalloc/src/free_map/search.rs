@@ -25,6 +25,53 @@ pub(super) fn last(map: &FreeMap, lo: u64, hi: u64, need: u64) -> Option<u64> {
     Some(all - found - need)
 }
 
+/// [`first`] without bounds: one way down, no run to carry. What is too long for the left half and for the middle lies in the
+/// right half, and the root has been asked whether it is there at all.
+pub(super) fn first_anywhere(map: &FreeMap, need: u64) -> Option<u64> {
+    if need == 0 || map.longest() < need {
+        return None;
+    }
+    let (mut node, mut height, mut base) = (map.root, map.height, 0);
+    while height > 0 {
+        // SAFETY: above height 0 nodes are `Inner` (invariant 1 of `FreeMap`), which is borrowed.
+        let inner = unsafe { node.cast::<Inner>().as_ref() };
+        let (mut i, mut half) = (1, covered(height) / 2);
+        while i < FAN {
+            let [left, right] = [inner.sums[2 * i], inner.sums[2 * i + 1]];
+            if left.max >= need {
+                i *= 2;
+            } else if left.end + right.start >= need {
+                return Some(base + half - left.end);
+            } else {
+                i = 2 * i + 1;
+                base += half;
+            }
+            half /= 2;
+        }
+        height -= 1;
+        match inner.children[i % FAN] {
+            Some(child) => node = child,
+            None => return Some(base),
+        }
+    }
+    // SAFETY: nodes of height 0 are `Leaf` (invariant 1 of `FreeMap`), which is borrowed.
+    let leaf = unsafe { node.cast::<Leaf>().as_ref() };
+    let (mut i, mut half) = (1, covered(0) / 2);
+    while i < LEAF_WORDS {
+        let [left, right] = [leaf.sums[2 * i], leaf.sums[2 * i + 1]];
+        if u64::from(left.max) >= need {
+            i *= 2;
+        } else if u64::from(left.end) + u64::from(right.start) >= need {
+            return Some(base + half - u64::from(left.end));
+        } else {
+            i = 2 * i + 1;
+            base += half;
+        }
+        half /= 2;
+    }
+    Walk::<false> { need, lo: 0, hi: u64::MAX, run: 0, run_at: 0 }.word(leaf.words[i % LEAF_WORDS], base)
+}
+
 struct Walk<const MIRROR: bool> {
     need: u64,
     lo: u64,

@@ -7,7 +7,10 @@ use crate::{Prot, VmFlags, VmRequest, Vmalloc, VmallocError};
 
 /// Fails request 1, 2, ... of `step` until it succeeds; after each failure everything is as before, but for tables and
 /// bookkeeping that stay for later.
-fn fail_everywhere(prepare: impl Fn(&Machine), step: impl Fn(&Machine, &Vmalloc<&Machine>) -> Result<usize, VmallocError>) {
+fn fail_everywhere(
+    prepare: impl Fn(&Machine),
+    step: impl Fn(&Machine, &Vmalloc<&Machine>) -> Result<usize, VmallocError>,
+) {
     let mut failures = 0;
     for fail_on in [false, true] {
         for request in 1.. {
@@ -101,13 +104,9 @@ fn vmap_with_frames_given_away() {
     fail_everywhere(
         |_| (),
         |machine, vmalloc| {
-            let frames: std::vec::Vec<_> = {
-                let mut all = machine.take_frames(1200);
-                let every_other: std::vec::Vec<_> = all.iter().copied().step_by(2).collect();
-                all.retain(|frame| frame.0 % 2 != every_other[0].0 % 2);
-                machine.give_frames(&all);
-                every_other
-            };
+            let all = machine.take_frames(1200);
+            let (frames, rest): (std::vec::Vec<_>, std::vec::Vec<_>) = all.iter().partition(|frame| frame.0 % 2 == 0);
+            machine.give_frames(&rest);
             // SAFETY: the frames are ours.
             let outcome = unsafe { vmalloc.vmap(&frames, VmFlags::MAP_PUT_PAGES, Prot::KERNEL) };
             outcome.map(|at| free(vmalloc, at.as_ptr())).inspect_err(|_| machine.give_frames(&frames))

@@ -51,7 +51,8 @@ fn a_fresh_map_is_one_free_run() {
 fn ranges_across_every_level_come_and_go() {
     let nr_pages = 1_u64 << 26;
     let (mut map, mut spares) = map(nr_pages);
-    for (lo, hi) in [(0, 1), (63, 65), (8190, 8195), ((1 << 19) - 3, (1 << 19) + 9), (5, (1 << 25) + 4), (0, nr_pages)] {
+    for (lo, hi) in [(0, 1), (63, 65), (8190, 8195), ((1 << 19) - 3, (1 << 19) + 9), (5, (1 << 25) + 4), (0, nr_pages)]
+    {
         let missing = map.missing(lo, hi);
         stock(&mut spares, missing);
         let before = spares.len();

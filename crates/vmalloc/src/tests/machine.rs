@@ -18,7 +18,7 @@ use kmem_gfp::{
 use kmem_sync::{Cpu, CpuId, IrqState};
 
 use crate::{
-    AddressSpace, CpuSet, ExhaustionNotifier, Granule, MapError, Prot, Run, TableSource, VmallocEnv, Vmalloc, Work,
+    AddressSpace, CpuSet, ExhaustionNotifier, Granule, MapError, Prot, Run, TableSource, Vmalloc, VmallocEnv, Work,
 };
 
 /// Where the window of most tests starts.
@@ -245,9 +245,8 @@ impl Machine {
             log.push(seen);
         }
         frames.requests += 1;
-        let failing = frames.fail_at.is_some_and(|at| {
-            frames.requests == at || (frames.fail_on && frames.requests >= at)
-        });
+        let failing =
+            frames.fail_at.is_some_and(|at| frames.requests == at || (frames.fail_on && frames.requests >= at));
         !(failing && !gfp.contains(Gfp::NOFAIL))
     }
 
@@ -258,7 +257,8 @@ impl Machine {
         }
         let nr = 1_usize << order;
         let blocks = self.nr_frames / nr;
-        let start = if frames.scattered && order == 0 { frames.hint.wrapping_mul(7) % blocks } else { frames.hint / nr };
+        let start =
+            if frames.scattered && order == 0 { frames.hint.wrapping_mul(7) % blocks } else { frames.hint / nr };
         let found = (0..blocks)
             .map(|i| (start + i) % blocks)
             .find(|block| !frames.taken[block * nr..(block + 1) * nr].contains(&true))?;

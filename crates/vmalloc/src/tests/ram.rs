@@ -138,7 +138,8 @@ fn fragmented_blocks_are_given_up_late_or_under_pressure() {
 
     let at = map(&vmalloc, &frames);
     unmap(&vmalloc, at, 64).unwrap();
-    let all = vmalloc.get_vm_area((1 << 12) * PAGE_SIZE - PAGE_SIZE, 1, crate::VmFlags::SPARSE, None, kmem_gfp::Gfp::KERNEL);
+    let all =
+        vmalloc.get_vm_area((1 << 12) * PAGE_SIZE - PAGE_SIZE, 1, crate::VmFlags::SPARSE, None, kmem_gfp::Gfp::KERNEL);
     assert_eq!(page(all.unwrap().addr().get()), 0, "under exhaustion always");
     machine.give_frames(&frames);
 }

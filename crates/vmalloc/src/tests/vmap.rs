@@ -194,10 +194,7 @@ fn percpu_sets_are_congruent_at_the_top_and_all_or_none() {
     unsafe { vmalloc.free_percpu_areas(second, &set) }.unwrap();
     assert_eq!(vmalloc.get_percpu_areas(&all, PAGE_SIZE, Gfp::KERNEL), Ok(BASE));
     for bad in [&[pages(5, 4), pages(3, 1)][..], &[pages(0, 4), pages(3, 1)][..]] {
-        assert!(matches!(
-            vmalloc.get_percpu_areas(bad, PAGE_SIZE, Gfp::KERNEL),
-            Err(VmallocError::BadRange { .. })
-        ));
+        assert!(matches!(vmalloc.get_percpu_areas(bad, PAGE_SIZE, Gfp::KERNEL), Err(VmallocError::BadRange { .. })));
     }
     let uneven = [PercpuArea { offset: 0, size: 100 }];
     assert!(matches!(vmalloc.get_percpu_areas(&uneven, PAGE_SIZE, Gfp::KERNEL), Err(VmallocError::BadAlign(_))));
