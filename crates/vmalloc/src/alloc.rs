@@ -106,10 +106,13 @@ impl<E: VmallocEnv> Vmalloc<E> {
         let shared = self.shared()?;
         self.check_context(gfp)?;
         let nr_pages = self.check_size(shared, request.size)?;
-        if nr_pages == 1 && request.align <= PAGE_SIZE && request.flags.is_empty() && request.range.is_none() {
-            if let Some(outcome) = self.alloc_pooled_page(shared, request, gfp, caller) {
-                return outcome;
-            }
+        if nr_pages == 1
+            && request.align <= PAGE_SIZE
+            && request.flags.is_empty()
+            && request.range.is_none()
+            && let Some(outcome) = self.alloc_pooled_page(shared, request, gfp, caller)
+        {
+            return outcome;
         }
         self.alloc_in_full(shared, request, gfp, caller, nr_pages)
     }
@@ -134,10 +137,10 @@ impl<E: VmallocEnv> Vmalloc<E> {
         if !allowed.contains(request.flags) {
             return Err(VmallocError::BadFlags(request.flags.difference(allowed)));
         }
-        if request.flags.contains(VmFlags::ALLOW_HUGE) {
-            if let Some(memory) = self.alloc_huge(shared, request, gfp, caller, nr_pages) {
-                return Ok(memory);
-            }
+        if request.flags.contains(VmFlags::ALLOW_HUGE)
+            && let Some(memory) = self.alloc_huge(shared, request, gfp, caller, nr_pages)
+        {
+            return Ok(memory);
         }
         let (lo, hi) = self.bounds(shared, request)?;
         let align = (request.align >> PAGE_SHIFT) as u64;

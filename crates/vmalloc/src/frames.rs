@@ -204,12 +204,12 @@ impl<E: VmallocEnv> Vmalloc<E> {
                 nr = 0;
             }
         }
-        if let Some(rest) = singles.get_mut(..nr) {
-            if nr > 0 {
-                // SAFETY: the caller's promise.
-                let freed = unsafe { self.env.pages().free_pages_bulk(rest) };
-                self.check_freed(freed);
-            }
+        if let Some(rest) = singles.get_mut(..nr)
+            && nr > 0
+        {
+            // SAFETY: the caller's promise.
+            let freed = unsafe { self.env.pages().free_pages_bulk(rest) };
+            self.check_freed(freed);
         }
     }
 

@@ -108,7 +108,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
         let Some(page) = shared.page_of(address) else {
             return Err(self.bad_free(shared, VfreeError::Foreign(address)));
         };
-        if address % PAGE_SIZE != 0 {
+        if !address.is_multiple_of(PAGE_SIZE) {
             return Err(self.bad_free(shared, VfreeError::Misaligned(address)));
         }
         let Some(area) = self.area_at(shared, page) else {

@@ -222,7 +222,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
         self.task_or()?;
         let address = mapping.addr();
         let page = shared.page_of(address).ok_or(VfreeError::Foreign(address))?;
-        if address % PAGE_SIZE != 0 {
+        if !address.is_multiple_of(PAGE_SIZE) {
             return Err(VfreeError::Misaligned(address));
         }
         let area = self.area_at(shared, page).ok_or(VfreeError::NoArea(address))?;

@@ -110,11 +110,11 @@ impl RunList {
     /// Those of the page source, when a new block is needed and there is none; nothing has changed.
     #[inline]
     pub(crate) fn push<E: VmallocEnv>(&mut self, env: &E, gfp: Gfp, run: Run) -> Result<(), AllocError> {
-        if self.nr_inline > 0 {
-            if let Some(joined) = self.last().and_then(|last| last.joined(run)) {
-                self.replace_last(joined);
-                return Ok(());
-            }
+        if self.nr_inline > 0
+            && let Some(joined) = self.last().and_then(|last| last.joined(run))
+        {
+            self.replace_last(joined);
+            return Ok(());
         }
         if let Some(slot) = self.inline.get_mut(self.nr_inline as usize) {
             slot.write(run);

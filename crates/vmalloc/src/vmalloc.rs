@@ -159,7 +159,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
     pub unsafe fn init(&self, window: Range<usize>) -> Result<(), VmallocError> {
         let bad_range = VmallocError::BadRange { start: window.start, end: window.end };
         let nr_pages = (window.end.saturating_sub(window.start) >> PAGE_SHIFT) as u64;
-        let aligned = (window.start | window.end) % PAGE_SIZE == 0;
+        let aligned = (window.start | window.end).is_multiple_of(PAGE_SIZE);
         if nr_pages == 0 || nr_pages > MAX_WINDOW_PAGES || !aligned || self.try_shared().is_some() {
             return Err(bad_range);
         }

@@ -257,7 +257,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
             start: address,
             end: address.saturating_add((nr_pages as usize).saturating_mul(PAGE_SIZE)),
         };
-        let page = shared.page_of(address).filter(|_| address % PAGE_SIZE == 0).ok_or(bad)?;
+        let page = shared.page_of(address).filter(|_| address.is_multiple_of(PAGE_SIZE)).ok_or(bad)?;
         let pinned = self.area_at(shared, page).and_then(|area| area.pin(page)).ok_or(bad)?;
         let (flags, requested) = pinned.with(|body| (body.flags, body.requested));
         let usable = requested.div_ceil(PAGE_SIZE) as u64;
@@ -280,7 +280,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
         let address = at.addr();
         let size = (nr_pages as usize).saturating_mul(PAGE_SIZE);
         let bad = VmallocError::BadRange { start: address, end: address.saturating_add(size) };
-        let page = shared.page_of(address).filter(|_| address % PAGE_SIZE == 0).ok_or(bad)?;
+        let page = shared.page_of(address).filter(|_| address.is_multiple_of(PAGE_SIZE)).ok_or(bad)?;
         let pinned = self.area_at(shared, page).and_then(|area| area.pin(page)).ok_or(bad)?;
         let mapped = pinned.with(|body| body.mapped);
         if nr_pages == 0 || (page - pinned.page()).saturating_add(nr_pages) > mapped {
@@ -305,7 +305,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
         let shared = self.shared()?;
         let address = at.addr();
         let bad = VmallocError::BadRange { start: address, end: address.saturating_add(len) };
-        let page = shared.page_of(address).filter(|_| (address | len) % PAGE_SIZE == 0).ok_or(bad)?;
+        let page = shared.page_of(address).filter(|_| (address | len).is_multiple_of(PAGE_SIZE)).ok_or(bad)?;
         let pinned = self.area_at(shared, page).and_then(|area| area.pin(page)).ok_or(bad)?;
         let (flags, requested) = pinned.with(|body| (body.flags, body.requested));
         if !flags.intersects(VmFlags::USERMAP.union(VmFlags::DMA_COHERENT)) {

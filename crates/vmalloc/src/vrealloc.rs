@@ -52,7 +52,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
         }
         let shared = self.shared()?;
         self.check_context(gfp)?;
-        if !align.is_power_of_two() || memory.addr() % align != 0 {
+        if !align.is_power_of_two() || !memory.addr().is_multiple_of(align) {
             return Err(VmallocError::BadAlign(align));
         }
         let not_ours = VmFlags::MAP.union(VmFlags::IOREMAP).union(VmFlags::RAM).union(VmFlags::PERCPU);

@@ -115,10 +115,10 @@ impl<const MIRROR: bool> Walk<MIRROR> {
         let (start, end) = if MIRROR { (sum.end, sum.start) } else { (sum.start, sum.end) };
         if start > 0 || self.run > 0 {
             let (run, run_at) = (self.run, self.run_at);
-            if start > 0 {
-                if let Some(found) = self.grow(base, start) {
-                    return Ok(Some(found));
-                }
+            if start > 0
+                && let Some(found) = self.grow(base, start)
+            {
+                return Ok(Some(found));
             }
             if start == len {
                 return Ok(None);
@@ -146,9 +146,8 @@ impl<const MIRROR: bool> Walk<MIRROR> {
 
     fn inner(&mut self, inner: &Inner, height: u32, i: usize, base: u64, len: u64) -> Option<u64> {
         let sum = inner.sums[i % (2 * FAN)];
-        match self.pass(sum, base, len) {
-            Ok(outcome) => return outcome,
-            Err(Enter) => {}
+        if let Ok(outcome) = self.pass(sum, base, len) {
+            return outcome;
         }
         if i >= FAN {
             return match inner.children[i % FAN] {
@@ -165,9 +164,8 @@ impl<const MIRROR: bool> Walk<MIRROR> {
     }
 
     fn leaf(&mut self, leaf: &Leaf, i: usize, base: u64, len: u64) -> Option<u64> {
-        match self.pass(leaf.sums[i % (2 * LEAF_WORDS)].into(), base, len) {
-            Ok(outcome) => return outcome,
-            Err(Enter) => {}
+        if let Ok(outcome) = self.pass(leaf.sums[i % (2 * LEAF_WORDS)].into(), base, len) {
+            return outcome;
         }
         if i >= LEAF_WORDS {
             return self.word(leaf.words[i % LEAF_WORDS], base);

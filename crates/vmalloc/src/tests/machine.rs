@@ -86,6 +86,9 @@ pub(super) struct Tables {
     pub(super) reset: Vec<Run>,
 }
 
+/// What stands behind the notifier: told how many pages are wanted, says how many came free.
+pub(super) type Notifier = Box<dyn FnMut(u64) -> u64 + Send>;
+
 pub(super) struct Machine {
     arena: NonNull<u8>,
     nr_frames: usize,
@@ -97,7 +100,7 @@ pub(super) struct Machine {
     pub(super) granules: Vec<Granule>,
     pub(super) scheduled: Mutex<Vec<Work>>,
     pub(super) schedules: core::sync::atomic::AtomicBool,
-    pub(super) notifier: Mutex<Option<Box<dyn FnMut(u64) -> u64 + Send>>>,
+    pub(super) notifier: Mutex<Option<Notifier>>,
     pub(super) notified: AtomicUsize,
     pub(super) clears: core::sync::atomic::AtomicBool,
     pub(super) yields: AtomicU64,
@@ -247,7 +250,7 @@ impl Machine {
         frames.requests += 1;
         let failing =
             frames.fail_at.is_some_and(|at| frames.requests == at || (frames.fail_on && frames.requests >= at));
-        !(failing && !gfp.contains(Gfp::NOFAIL))
+        !failing || gfp.contains(Gfp::NOFAIL)
     }
 
     fn take(&self, order: u32) -> Option<Pfn> {
@@ -444,7 +447,7 @@ unsafe impl AddressSpace for Machine {
                     .rev()
                     .find(|g| {
                         **g <= largest
-                            && address % g.size_bytes() == 0
+                            && address.is_multiple_of(g.size_bytes())
                             && pfn % g.nr_pages() == 0
                             && end - pfn >= g.nr_pages()
                     })

@@ -1,5 +1,7 @@
 //! Tests on a simulated machine: real bookkeeping memory, simulated page tables and translation caches.
 
+#![allow(clippy::single_range_in_vec_init, reason = "lists of flushed ranges, most of one")]
+
 #[cfg(loom)]
 mod loom;
 
