@@ -235,7 +235,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
     }
 
     #[inline]
-    #[expect(clippy::too_many_arguments, reason = "one call site per column of the table in the module header")]
+    #[expect(clippy::too_many_arguments, reason = "inlined twice: with large entries, and without")]
     fn alloc_with(
         &self,
         shared: &Shared,

@@ -177,6 +177,14 @@ fn below(table: &Table, i: usize) -> Option<NonNull<Table>> {
 fn write(table: NonNull<Table>, shift: u32, lo: u64, hi: u64, value: *mut u8, spares: &mut Spares) {
     // SAFETY: a table (1, 2 of `Index`).
     let entries = unsafe { table.as_ref() };
+    if shift == 0 {
+        // Entries of one page: no tables below.
+        for entry in entries.entries.get(lo as usize..hi as usize).unwrap_or(&[]) {
+            // Release as below.
+            entry.store(value, Ordering::Release);
+        }
+        return;
+    }
     let size = 1_u64 << shift;
     for i in lo / size..=(hi - 1) / size {
         let base = i * size;

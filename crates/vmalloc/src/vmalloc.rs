@@ -97,7 +97,7 @@ impl Shared {
 /// bookkeeping memory back; areas that have not been freed by then are lost with their frames.
 ///
 /// # Invariants
-/// `shared` is null or points to a [`Shared`] in a block of its own, as long as this value lives.
+/// `shared` is null or points to what is shared, in a block of its own, as long as this value lives.
 #[derive(Debug)]
 pub struct Vmalloc<E: VmallocEnv> {
     pub(crate) env: E,
