@@ -207,7 +207,7 @@ unsafe impl GlobalAlloc for HostedAlloc {
         match small_class(layout).and_then(cache) {
             Some(cache) if cpu::is_cpu() => {
                 // SAFETY: the caller gives the block up, which `alloc` took from the cache of its layout's class.
-                let freed = unsafe { SLABS.free(cache, block) };
+                let freed = unsafe { SLABS.free_known(cache, block) };
                 debug_assert!(freed.is_ok(), "{freed:?}");
             }
             // SAFETY: the caller's promise is the same.
