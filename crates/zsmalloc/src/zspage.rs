@@ -1,0 +1,419 @@
+//! The record of a zspage: everything known about it, outside its frames.
+//!
+//! ```text
+//! Header 36 bytes        lock word, class; inner: which slots can be used, list links, counts
+//! slots  4 bytes each    the index of the handle that owns the slot, or why nobody does
+//! frames 8 bytes each    address of the frame | backed | isolated | objects on it
+//! shadow                 verifying pools only: a sum of inner, the length of each object
+//! ```
+//! | field | written | read |
+//! | --- | --- | --- |
+//! | lock word | anybody, by compare-and-swap | anybody |
+//! | class | under the class lock | anybody, as a hint to check again under the class lock |
+//! | inner | under the class lock | under the class lock |
+//! | a slot | under the class lock; `RESERVED` to an index by the storing thread alone | under the class lock |
+//! | a frame | under the class lock; the address changes with the lock word exclusive | under the class lock or a pin |
+//!
+//! The memory of a record is never used for anything but records as long as the pool lives, so that a thread with an old
+//! number still finds a lock word.
+
+use core::ptr::NonNull;
+
+use kmem_gfp::{FrameTable, PAGE_SHIFT, PAGE_SIZE, Pfn};
+use kmem_sync::UnsafeCell;
+use kmem_sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use crate::geometry::Shape;
+use crate::lock_word::LockWord;
+
+/// No zspage, no handle; the owner of a free slot.
+pub(crate) const NONE: u32 = u32::MAX;
+/// The owner of a slot into which an object is being stored.
+pub(crate) const RESERVED: u32 = u32::MAX - 1;
+/// The owner of a slot whose object has been freed while a reader held the zspage.
+pub(crate) const PENDING_FREE: u32 = u32::MAX - 2;
+/// The first owner that is not a handle's index.
+pub(crate) const FIRST_SPECIAL: u32 = PENDING_FREE;
+/// The class of a record that is not in use.
+pub(crate) const NO_CLASS: u16 = u16::MAX;
+
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Header {
+    pub(crate) lock: LockWord,
+    pub(crate) class: AtomicU16,
+    pub(crate) inner: UnsafeCell<Inner>,
+}
+
+/// The part of a record that the class lock protects.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub(crate) struct Inner {
+    /// Free slots whose frames are there.
+    pub(crate) avail: [u32; 4],
+    pub(crate) next: u32,
+    pub(crate) prev: u32,
+    /// Slots with an owner.
+    pub(crate) inuse: u8,
+    /// Bits in `avail`.
+    pub(crate) nr_avail: u8,
+    /// Which list the zspage is on.
+    pub(crate) list: u8,
+}
+
+impl Inner {
+    pub(crate) const fn new(list: u8) -> Self {
+        Self { avail: [0; 4], next: NONE, prev: NONE, inuse: 0, nr_avail: 0, list }
+    }
+
+    #[inline(always)]
+    pub(crate) fn first_avail(&self) -> Option<usize> {
+        let mut base = 0;
+        for &word in &self.avail {
+            if word != 0 {
+                return Some(base + word.trailing_zeros() as usize);
+            }
+            base += 32;
+        }
+        None
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_avail(&self, slot: usize) -> bool {
+        self.avail.get(slot >> 5).is_some_and(|word| word >> (slot & 31) & 1 != 0)
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_avail(&mut self, slot: usize) {
+        if let Some(word) = self.avail.get_mut(slot >> 5) {
+            *word |= 1 << (slot & 31);
+            self.nr_avail = self.nr_avail.wrapping_add(1);
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn clear_avail(&mut self, slot: usize) {
+        if let Some(word) = self.avail.get_mut(slot >> 5) {
+            *word &= !(1 << (slot & 31));
+            self.nr_avail = self.nr_avail.wrapping_sub(1);
+        }
+    }
+
+    /// A sum over all fields.
+    pub(crate) fn sum(&self) -> u32 {
+        let words = [
+            u64::from(self.avail[0]) | u64::from(self.avail[1]) << 32,
+            u64::from(self.avail[2]) | u64::from(self.avail[3]) << 32,
+            u64::from(self.next) | u64::from(self.prev) << 32,
+            u64::from(self.inuse) | u64::from(self.nr_avail) << 8 | u64::from(self.list) << 16,
+        ];
+        words.iter().fold(1, |sum, &word| crate::handle::mix(sum ^ word)) as u32
+    }
+}
+
+/// One slot's owner. The token stands for the object's bytes, so that loom sees who touches them; it has no size.
+#[derive(Debug)]
+#[repr(C)]
+pub(crate) struct Slot {
+    pub(crate) owner: AtomicU32,
+    pub(crate) token: UnsafeCell<()>,
+}
+
+/// The frame's flag: there is one.
+const BACKED: u64 = 1 << 9;
+/// The frame's flag: somebody is about to move it, so it must stay.
+const ISOLATED: u64 = 1 << 8;
+const LIVE: u64 = 0xff;
+
+/// The value of a frame word: page-aligned address and flags.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct FrameWord(pub(crate) u64);
+
+impl FrameWord {
+    pub(crate) fn backed(address: NonNull<u8>) -> Self {
+        Self(address.as_ptr().expose_provenance() as u64 | BACKED)
+    }
+    #[inline(always)]
+    pub(crate) fn is_backed(self) -> bool {
+        self.0 & BACKED != 0
+    }
+    #[inline(always)]
+    pub(crate) fn is_isolated(self) -> bool {
+        self.0 & ISOLATED != 0
+    }
+    pub(crate) fn with_isolated(self, isolated: bool) -> Self {
+        Self(if isolated { self.0 | ISOLATED } else { self.0 & !ISOLATED })
+    }
+    /// Objects that touch the frame.
+    #[inline(always)]
+    pub(crate) fn live(self) -> u64 {
+        self.0 & LIVE
+    }
+    #[inline(always)]
+    pub(crate) fn address(self) -> usize {
+        (self.0 & !(PAGE_SIZE as u64 - 1)) as usize
+    }
+    pub(crate) fn at(self, address: NonNull<u8>) -> Self {
+        Self(self.0 & (PAGE_SIZE as u64 - 1) | address.as_ptr().expose_provenance() as u64)
+    }
+}
+
+/// Where an object's bytes are: one or two runs.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Runs {
+    pub(crate) first: *mut u8,
+    pub(crate) first_len: usize,
+    pub(crate) second: *mut u8,
+    pub(crate) second_len: usize,
+}
+
+impl Runs {
+    /// Copies `data` in.
+    ///
+    /// # Safety
+    /// The runs are the caller's to write and are as long as `data` together.
+    #[inline(always)]
+    pub(crate) unsafe fn write(&self, data: &[u8]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.first.copy_from_nonoverlapping(data.as_ptr(), self.first_len);
+            if self.second_len != 0 {
+                self.second.copy_from_nonoverlapping(data.as_ptr().add(self.first_len), self.second_len);
+            }
+        }
+    }
+
+    /// Copies the bytes out to `to`.
+    ///
+    /// # Safety
+    /// Nobody writes the runs; `to` has room for both.
+    #[inline(always)]
+    pub(crate) unsafe fn read(&self, to: *mut u8) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            to.copy_from_nonoverlapping(self.first, self.first_len);
+            if self.second_len != 0 {
+                to.add(self.first_len).copy_from_nonoverlapping(self.second, self.second_len);
+            }
+        }
+    }
+
+    /// Copies the bytes of `from`, which has the same length, split wherever it is.
+    ///
+    /// # Safety
+    /// Nobody writes `from`'s runs, these are the caller's to write, and they do not overlap.
+    #[inline(always)]
+    pub(crate) unsafe fn copy_from(&self, from: &Runs) {
+        let head = self.first_len.min(from.first_len);
+        // SAFETY: each piece lies in one run of either side; lengths add up to the object's.
+        unsafe {
+            self.first.copy_from_nonoverlapping(from.first, head);
+            if from.first_len > head {
+                let more = from.first_len - head;
+                self.second.copy_from_nonoverlapping(from.first.add(head), more);
+                if from.second_len != 0 {
+                    self.second.add(more).copy_from_nonoverlapping(from.second, from.second_len);
+                }
+            } else if self.first_len > head {
+                let more = self.first_len - head;
+                self.first.add(head).copy_from_nonoverlapping(from.second, more);
+                if self.second_len != 0 {
+                    self.second.copy_from_nonoverlapping(from.second.add(more), self.second_len);
+                }
+            } else if self.second_len != 0 {
+                self.second.copy_from_nonoverlapping(from.second, self.second_len);
+            }
+        }
+    }
+}
+
+/// Where the parts of a record lie and how large it is, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Layout {
+    frames: usize,
+    shadow: usize,
+    pub(crate) size: usize,
+}
+
+const SLOTS_AT: usize = size_of::<Header>().next_multiple_of(align_of::<Slot>());
+
+impl Layout {
+    #[inline(always)]
+    pub(crate) const fn new(shape: Shape, verify: bool) -> Self {
+        let frames = (SLOTS_AT + shape.slots() * size_of::<Slot>()).next_multiple_of(align_of::<AtomicU64>());
+        let shadow = frames + shape.frames() * size_of::<AtomicU64>();
+        let size = if verify { shadow + size_of::<AtomicU32>() + shape.slots() * size_of::<AtomicU16>() } else { shadow };
+        Self { frames, shadow, size }
+    }
+}
+
+/// A zspage's record, seen through its class's shape.
+///
+/// # Invariants
+/// `header` starts a record that was [`set up`](Self::set_up) for `shape`, in memory that stays as long as the pool.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Zspage<'p> {
+    header: &'p Header,
+    pub(crate) shape: Shape,
+}
+
+impl<'p> Zspage<'p> {
+    /// # Safety
+    /// The invariant. For uses of the header alone the record may belong to another class.
+    #[inline(always)]
+    pub(crate) unsafe fn new(header: &'p Header, shape: Shape) -> Self {
+        // INVARIANT: the caller's promise.
+        Self { header, shape }
+    }
+
+    /// Writes slots, frames and shadow of an unused record; the header stays.
+    ///
+    /// # Safety
+    /// The record at `header` has room for `layout`, and nobody uses more of it than its lock word and class.
+    pub(crate) unsafe fn set_up(header: &'p Header, shape: Shape, verify: bool) -> Self {
+        let this = Self { header, shape };
+        let layout = Layout::new(shape, verify);
+        let base = this.base();
+        for i in 0..shape.slots() {
+            let slot = Slot { owner: AtomicU32::new(NONE), token: UnsafeCell::new(()) };
+            // SAFETY: inside the record; nobody else uses it (the caller's promise).
+            unsafe { base.add(SLOTS_AT).cast::<Slot>().add(i).write(slot) };
+        }
+        for i in 0..shape.frames() {
+            // SAFETY: as above.
+            unsafe { base.add(layout.frames).cast::<AtomicU64>().add(i).write(AtomicU64::new(0)) };
+        }
+        if verify {
+            // SAFETY: as above.
+            unsafe { base.add(layout.shadow).cast::<AtomicU32>().write(AtomicU32::new(0)) };
+            for i in 0..shape.slots() {
+                let lens = base.wrapping_add(layout.shadow + size_of::<AtomicU32>()).cast::<AtomicU16>();
+                // SAFETY: as above.
+                unsafe { lens.add(i).write(AtomicU16::new(0)) };
+            }
+        }
+        this
+    }
+
+    #[inline(always)]
+    fn base(&self) -> *mut u8 {
+        // The record is larger than its header: its address was exposed when its frame joined the pool.
+        core::ptr::with_exposed_provenance_mut((&raw const *self.header).addr())
+    }
+
+    #[inline(always)]
+    pub(crate) fn lock(&self) -> &'p LockWord {
+        &self.header.lock
+    }
+
+    #[inline(always)]
+    pub(crate) fn class(&self) -> &'p AtomicU16 {
+        &self.header.class
+    }
+
+    /// Calls `f` with the inner part.
+    ///
+    /// # Safety
+    /// The caller holds the class lock, and does not nest calls for one zspage.
+    #[inline(always)]
+    pub(crate) unsafe fn with_inner<R>(&self, f: impl FnOnce(&mut Inner) -> R) -> R {
+        // SAFETY: the class lock excludes everybody else, and there is no other call (the caller's promise).
+        self.header.inner.with_mut(|inner| f(unsafe { &mut *inner }))
+    }
+
+    #[inline(always)]
+    pub(crate) fn slots(&self) -> &'p [Slot] {
+        // SAFETY: the slots of the shape were written by `set_up` (type invariant); `SLOTS_AT` is aligned for them.
+        unsafe { core::slice::from_raw_parts(self.base().add(SLOTS_AT).cast(), self.shape.slots()) }
+    }
+
+    #[inline(always)]
+    pub(crate) fn frames(&self) -> &'p [AtomicU64] {
+        let at = Layout::new(self.shape, false).frames;
+        // SAFETY: as for `slots`; `Layout` aligns them.
+        unsafe { core::slice::from_raw_parts(self.base().add(at).cast(), self.shape.frames()) }
+    }
+
+    /// The sum of inner, in a verifying pool.
+    ///
+    /// # Safety
+    /// The record was set up with `verify`.
+    pub(crate) unsafe fn sum(&self) -> &'p AtomicU32 {
+        // SAFETY: written by `set_up` with `verify` (the caller's promise).
+        unsafe { &*self.base().add(Layout::new(self.shape, true).shadow).cast() }
+    }
+
+    /// The lengths of the objects, in a verifying pool.
+    ///
+    /// # Safety
+    /// The record was set up with `verify`.
+    pub(crate) unsafe fn lens(&self) -> &'p [AtomicU16] {
+        let at = Layout::new(self.shape, true).shadow + size_of::<AtomicU32>();
+        // SAFETY: written by `set_up` with `verify` (the caller's promise).
+        unsafe { core::slice::from_raw_parts(self.base().add(at).cast(), self.shape.slots()) }
+    }
+
+    /// The word of a frame; without a frame for an index out of range.
+    #[inline(always)]
+    pub(crate) fn frame(&self, index: usize) -> FrameWord {
+        FrameWord(self.frames().get(index).map_or(0, |word| word.load(Ordering::Relaxed)))
+    }
+
+    /// Sets the word of a frame. The caller holds the class lock.
+    #[inline(always)]
+    pub(crate) fn set_frame(&self, index: usize, word: FrameWord) {
+        if let Some(frame) = self.frames().get(index) {
+            frame.store(word.0, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts an object on its frames. The caller holds the class lock.
+    #[inline(always)]
+    pub(crate) fn count_object(&self, slot: usize, difference: i64) {
+        let (first, last) = self.shape.frames_of(slot);
+        let word = self.frame(first).0.wrapping_add_signed(difference);
+        self.set_frame(first, FrameWord(word));
+        if last != first {
+            let word = self.frame(last).0.wrapping_add_signed(difference);
+            self.set_frame(last, FrameWord(word));
+        }
+    }
+
+    /// Whether both frames of a slot are there.
+    pub(crate) fn is_slot_backed(&self, slot: usize) -> bool {
+        let (first, last) = self.shape.frames_of(slot);
+        self.frame(first).is_backed() && self.frame(last).is_backed()
+    }
+
+    pub(crate) fn owner(&self, slot: usize) -> u32 {
+        self.slots().get(slot).map_or(NONE, |slot| slot.owner.load(Ordering::Acquire))
+    }
+
+    /// Where the first `len` bytes of a slot are; `None` if they are more than the slot or a frame is missing.
+    #[inline(always)]
+    pub(crate) fn runs(&self, slot: usize, len: usize) -> Option<Runs> {
+        let start = slot * self.shape.size();
+        let offset = start & (PAGE_SIZE - 1);
+        let frame = start >> PAGE_SHIFT;
+        let word = self.frame(frame);
+        if !word.is_backed() || len > self.shape.size() {
+            return None;
+        }
+        let first = core::ptr::with_exposed_provenance_mut::<u8>(word.address() | offset);
+        if offset + len <= PAGE_SIZE {
+            return Some(Runs { first, first_len: len, second: core::ptr::null_mut(), second_len: 0 });
+        }
+        let next = self.frame(frame + 1);
+        if !next.is_backed() {
+            return None;
+        }
+        let first_len = PAGE_SIZE - offset;
+        let second = core::ptr::with_exposed_provenance_mut(next.address());
+        Some(Runs { first, first_len, second, second_len: len - first_len })
+    }
+}
+
+/// The frame at an address that a frame word holds.
+pub(crate) fn frame_at<F: FrameTable>(table: &F, word: FrameWord) -> Option<Pfn> {
+    table.frame_of(word.address())
+}
