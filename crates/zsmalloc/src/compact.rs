@@ -9,6 +9,7 @@
 //!
 //! The same step serves whole compaction ([`Pool::compact`]), a few moves after a free, and a [`Shrinker`].
 
+use kmem_gfp::{FrameTable, Gfp};
 use kmem_sync::atomic::Ordering;
 
 use crate::class::Class;
@@ -24,6 +25,8 @@ enum Step {
     Moved,
     /// There is nothing to gain, or nothing can be moved.
     Done,
+    /// All holes are without frames; with this many frames, objects could be moved together and more frames given back.
+    Frames(usize),
 }
 
 /// Something that can give memory back when asked; what reclaim calls in times of shortage.
@@ -39,14 +42,13 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     /// Whether the class has more holes than a free leaves alone.
     #[inline(always)]
     pub(crate) fn is_sparse(&self) -> bool {
-        let state = &self.state;
-        state.avail * 100 > state.inuse * u64::from(self.pool.config.slack_percent)
+        self.freeable() * 100 > self.state.frames * u64::from(self.pool.config.slack_percent)
     }
 
     /// The moves of one free.
     pub(crate) fn compact_a_little(&mut self, released: &mut Released) -> Result<(), Corruption> {
         for _ in 0..self.pool.config.moves_per_free.min(MOVES_PER_SECTION as u8) {
-            if self.freeable() == 0 || self.step(released)? == Step::Done || !self.is_sparse() {
+            if self.step(released)? != Step::Moved || !self.is_sparse() {
                 break;
             }
         }
@@ -70,13 +72,20 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
             };
         }
         let source = self.state.source;
-        let Some(destination) = destination else {
-            // Every other zspage is full.
-            let result = self.tighten(source, released)?;
-            if result == Step::Done {
-                self.drop_source()?;
-            }
-            return Ok(result);
+        let destination = match destination {
+            Some(destination) => destination,
+            None => match self.grow_destination(released)? {
+                Ok(destination) => destination,
+                Err(0) => {
+                    // Every other zspage is full.
+                    let result = self.tighten(source, released)?;
+                    if result == Step::Done {
+                        self.drop_source()?;
+                    }
+                    return Ok(result);
+                }
+                Err(missing) => return Ok(Step::Frames(missing)),
+            },
         };
         let from = self.zspage(source)?;
         if let Some(slot) = self.last_movable(&from) {
@@ -91,6 +100,32 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         // A reader, an object just being stored, or one whose last reader has not left.
         self.drop_source()?;
         Ok(Step::Done)
+    }
+
+    /// Puts frames that have just become free under the first hole of the fullest zspage, and makes that the destination;
+    /// else says how many frames that takes, none if all zspages are full.
+    fn grow_destination(&mut self, released: &mut Released) -> Result<Result<u32, usize>, Corruption> {
+        let Some(number) = self.growable()? else { return Ok(Err(0)) };
+        let zspage = self.zspage(number)?;
+        let slot = (0..zspage.shape.slots()).find(|&slot| zspage.owner(slot) == NONE);
+        let (first, last) = zspage.shape.frames_of(slot.ok_or(self.damage(number, "object count"))?);
+        let missing = (first..=last).filter(|&frame| !zspage.frame(frame).is_backed()).count();
+        if released.nr_frames() < missing {
+            return Ok(Err(missing));
+        }
+        for frame in first..=last {
+            if !zspage.frame(frame).is_backed()
+                && let Some(pfn) = released.pop_frame()
+            {
+                // `back` counts it again.
+                self.pool.frames.add(-1);
+                match self.pool.env.frames().address_of(pfn) {
+                    Some(address) => self.back(number, &zspage, frame, pfn, address),
+                    None => return Ok(Err(0)),
+                }
+            }
+        }
+        Ok(Ok(number))
     }
 
     /// Moves the last object of a zspage into an earlier hole of its own.
@@ -183,36 +218,54 @@ impl<E: ZsEnv> Pool<E> {
     }
 
     fn compact_class(&self, class: &Class, goal: u64) -> u64 {
-        let mut total = 0;
+        let goal = i64::try_from(goal).unwrap_or(i64::MAX);
+        let mut gained = 0_i64;
         // Each object moves at most once or twice; the bound is for states that nobody has thought of.
         let mut moves_left = 4 * self.locked(class, |class| class.state.inuse) + 16;
+        let mut released = Released::new();
         loop {
-            let mut released = Released::new();
-            let more = self.locked(class, |mut class| {
-                let mut before = class.state.frames;
+            let step = self.locked(class, |mut class| {
                 for _ in 0..MOVES_PER_SECTION {
-                    if class.freeable() == 0 || moves_left == 0 || total >= goal {
-                        return class.drop_source().map(|()| false);
+                    if class.freeable() == 0 || moves_left == 0 || gained >= goal {
+                        return Ok(Step::Done);
                     }
                     moves_left -= 1;
-                    if class.step(&mut released)? == Step::Done {
-                        return class.drop_source().map(|()| false);
+                    let before = class.state.frames.cast_signed();
+                    let step = class.step(&mut released)?;
+                    gained += before - class.state.frames.cast_signed();
+                    if step != Step::Moved {
+                        return Ok(step);
                     }
-                    total += before - class.state.frames;
-                    before = class.state.frames;
                 }
-                Ok(true)
+                Ok(Step::Moved)
             });
-            self.release(&released, class);
-            match more {
-                Ok(true) => {}
-                Ok(false) => return total,
+            // Two frames are kept: they may be needed where all holes are without frames.
+            self.release_but(&mut released, class, if step == Ok(Step::Done) { 0 } else { 2 });
+            match step {
+                Ok(Step::Moved) => {}
+                Ok(Step::Frames(nr)) if self.borrow_frames(&mut released, nr) => {}
+                Ok(_) => break,
                 Err(damage) => {
                     self.report_damage(damage);
-                    return total;
+                    break;
                 }
             }
         }
+        self.release_but(&mut released, class, 0);
+        if let Err(damage) = self.locked(class, |mut class| class.drop_source()) {
+            self.report_damage(damage);
+        }
+        u64::try_from(gained).unwrap_or(0)
+    }
+
+    /// Allocates the few frames that get a compaction going when it has not freed any itself.
+    fn borrow_frames(&self, released: &mut Released, nr: usize) -> bool {
+        while released.nr_frames() < nr {
+            let Ok((pfn, _)) = self.alloc_frame(Gfp::NOWAIT.union(Gfp::MOVABLE)) else { return false };
+            self.frames.add(1);
+            released.push_frame(pfn);
+        }
+        true
     }
 
     /// How many frames [`compact`](Self::compact) could give back at most. Takes every class's lock in turn.

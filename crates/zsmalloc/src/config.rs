@@ -37,7 +37,7 @@ impl Config {
 
     /// The default: zspages of up to 12 frames, classes 16 bytes apart, no incremental compaction, no debugging.
     pub const fn new() -> Self {
-        Self { chain: 12, granule: 16, moves_per_free: 0, slack_percent: 8, debug: DebugFlags::empty() }
+        Self { chain: 12, granule: 16, moves_per_free: 0, slack_percent: 6, debug: DebugFlags::empty() }
     }
 
     /// With zspages of up to `chain` frames.

@@ -5,7 +5,7 @@
 
 use core::ptr::NonNull;
 
-use kmem_gfp::{FrameTable, Pfn};
+use kmem_gfp::Pfn;
 use kmem_sync::atomic::{AtomicU64, Ordering};
 
 use crate::class::{CURRENT, Class, FULL, GROW, SOURCE, State, list_of};
@@ -17,10 +17,10 @@ use crate::{Corruption, Pool, ZsEnv};
 
 /// The most objects that one locked section moves.
 pub(crate) const MOVES_PER_SECTION: usize = 4;
-/// A free empties at most two frames, and so does a move.
+/// A free empties at most two frames, and so does a move; two more are kept from section to section of a compaction.
 const MAX_RELEASED: usize = 2 + 2 * MOVES_PER_SECTION;
 
-/// What a locked section leaves to be given back.
+/// What a locked section leaves to be given back. The pool still counts the frames.
 #[derive(Debug)]
 pub(crate) struct Released {
     frames: [Pfn; MAX_RELEASED],
@@ -42,7 +42,7 @@ impl Released {
         }
     }
 
-    fn push_frame(&mut self, pfn: Pfn) {
+    pub(crate) fn push_frame(&mut self, pfn: Pfn) {
         if let Some(frame) = self.frames.get_mut(self.nr_frames) {
             *frame = pfn;
             self.nr_frames += 1;
@@ -62,6 +62,12 @@ impl Released {
 
     pub(crate) fn nr_frames(&self) -> usize {
         self.nr_frames
+    }
+
+    /// Takes a frame out again, to put it to another use.
+    pub(crate) fn pop_frame(&mut self) -> Option<Pfn> {
+        self.nr_frames = self.nr_frames.checked_sub(1)?;
+        self.frames.get(self.nr_frames).copied()
     }
 
     #[inline(always)]
@@ -234,6 +240,11 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
             self.make_current(number)?;
             return Ok(Some(number));
         }
+        self.growable()
+    }
+
+    /// Makes the fullest zspage that could have another frame the current one, unless the current one could.
+    pub(crate) fn growable(&mut self) -> Result<Option<u32>, Corruption> {
         if self.state.current != NONE {
             let zspage = self.zspage(self.state.current)?;
             if (self.inner(&zspage).inuse as usize) < self.class.shape.slots() {
@@ -309,7 +320,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     }
 
     /// Puts a frame under a zspage.
-    fn back(&mut self, number: u32, zspage: &Zspage<'p>, frame: usize, pfn: Pfn, address: NonNull<u8>) {
+    pub(crate) fn back(&mut self, number: u32, zspage: &Zspage<'p>, frame: usize, pfn: Pfn, address: NonNull<u8>) {
         self.pool.claim_frame(pfn, u64::from(number) << 8 | frame as u64);
         zspage.set_frame(frame, FrameWord::backed(address));
         self.state.frames += 1;
@@ -565,6 +576,18 @@ impl<E: ZsEnv> Pool<E> {
         if !released.is_empty() {
             self.release_slow(released, class);
         }
+    }
+
+    /// Gives back what a locked section left, but for some frames.
+    pub(crate) fn release_but(&self, released: &mut Released, class: &Class, keep: usize) {
+        let kept = keep.min(released.nr_frames);
+        let mut rest = core::mem::replace(released, Released::new());
+        for _ in 0..kept {
+            if let Some(pfn) = rest.pop_frame() {
+                released.push_frame(pfn);
+            }
+        }
+        self.release(&rest, class);
     }
 
     #[cold]

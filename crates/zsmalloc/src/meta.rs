@@ -10,7 +10,7 @@ use kmem_gfp::{FrameTable, Gfp, Order, OwnerTag, PAGE_SIZE, PageAllocator, Pfn};
 use kmem_sync::UnsafeCell;
 use kmem_sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use crate::directory::{Directory, floor_power_of_two};
+use crate::directory::floor_power_of_two;
 use crate::handle::{Entry, ZSPAGE_BITS};
 use crate::lock_word::LockWord;
 use crate::zspage::{Header, Inner, NO_CLASS, NONE};
@@ -341,6 +341,11 @@ impl<E: ZsEnv> Pool<E> {
         let slot = meta.buckets.get_mut(bucket as usize)?;
         if slot.free != NONE {
             let record = slot.free;
+            if self.verify && !self.names_record(record, bucket) {
+                // The damaged list is left alone.
+                slot.free = NONE;
+                return None;
+            }
             let header = self.header(record)?;
             // SAFETY: unused records are under the meta lock, and nobody else reads their inner part.
             slot.free = header.inner.with(|inner| unsafe { (*inner).next });

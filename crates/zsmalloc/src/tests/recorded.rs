@@ -52,7 +52,7 @@ fn run(raw: &[u8], config: Config) -> Stages {
 fn density_print() {
     for (name, raw) in [("lz4", LZ4), ("zstd", ZSTD)] {
         for config in [Config::new(), Config::new().with_chain(8), Config::new().with_chain(16),
-            Config::new().with_moves_per_free(1), Config::new().with_moves_per_free(1).with_slack_percent(5), Config::new().with_moves_per_free(1).with_chain(8), Config::new().with_moves_per_free(2)] {
+            Config::new().with_moves_per_free(1), Config::new().with_moves_per_free(1).with_slack_percent(5), Config::new().with_moves_per_free(1).with_slack_percent(4), Config::new().with_moves_per_free(1).with_chain(8).with_slack_percent(5), Config::new().with_moves_per_free(2).with_slack_percent(5)] {
             let stages = run(raw, config);
             let show = |s: PoolStats| std::format!("{:.4}/{:.4}", s.density(), s.density_with_metadata());
             eprintln!("{name} chain {} moves {} slack {}: filled {} half {} compacted {} back {} freeable {}", config.chain, config.moves_per_free, config.slack_percent,
