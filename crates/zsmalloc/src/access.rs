@@ -26,7 +26,7 @@ impl<E: ZsEnv> Pool<E> {
     /// The entry of a handle of this pool.
     #[inline(always)]
     pub(crate) fn entry_of(&self, handle: Handle) -> Result<&AtomicU64, AccessError> {
-        if handle.tag() != self.tag {
+        if !handle.has_tag(self.tag) {
             return Err(AccessError::Foreign(handle));
         }
         self.entry(handle.index()).ok_or(AccessError::Foreign(handle))
@@ -47,7 +47,7 @@ impl<E: ZsEnv> Pool<E> {
         let header = self.header(number).ok_or(damaged("zspage number"))?;
         // SAFETY: entries name records of the class of their length (invariant 2 of `Pool`); until the lock word is ours
         // and the entry has been seen again, only the header is used.
-        Ok(Found { class, zspage: unsafe { Zspage::new(header, class.shape) }, place })
+        Ok(Found { class, zspage: unsafe { Zspage::new(header, class.shape, class.frames_at) }, place })
     }
 
     /// Finds an object and keeps it from moving. To be undone with [`unpin`](Self::unpin).
@@ -99,7 +99,7 @@ impl<E: ZsEnv> Pool<E> {
         if let Err(damage) = result {
             self.report_damage(damage);
         }
-        self.release(&released, class);
+        self.release(released, class);
     }
 
     #[inline(always)]
@@ -236,7 +236,7 @@ impl<E: ZsEnv> Pool<E> {
     #[cold]
     fn change_len(&self, found: &Found<'_>, entry: &AtomicU64, len: usize) {
         let place = found.place;
-        let new = Entry::live(place.generation(), len, place.slot(), place.zspage());
+        let new = place.moved(len, place.slot(), place.zspage());
         self.locked(found.class, |class| {
             // Only a free can have come in between.
             if entry.compare_exchange(place.0, new.0, Ordering::Release, Ordering::Relaxed).is_ok() {
@@ -261,8 +261,8 @@ impl<E: ZsEnv> Pool<E> {
     #[inline]
     pub fn free(&self, handle: Handle) -> Result<(), AccessError> {
         let entry = self.entry_of(handle)?;
-        let mut released = Released::new();
         loop {
+            let mut released = Released::new();
             let place = Entry(entry.load(Ordering::Acquire));
             if !place.fits(handle) {
                 return Err(AccessError::Stale(handle));
@@ -283,7 +283,7 @@ impl<E: ZsEnv> Pool<E> {
                 }
                 Ok(true)
             });
-            self.release(&released, class);
+            self.release(released, class);
             match done {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}

@@ -11,7 +11,7 @@
 use kmem_sync::IrqLock;
 
 use crate::geometry::{NR_GROUPS, Shape};
-use crate::zspage::{Inner, Layout, NONE};
+use crate::zspage::{Header, Inner, Layout, NONE};
 
 /// The first list of zspages that need a frame.
 pub(crate) const GROW: usize = NR_GROUPS;
@@ -36,14 +36,14 @@ pub(crate) struct State {
     pub(crate) source: u32,
     pub(crate) free_handles: u32,
     pub(crate) nr_free_handles: u32,
-    /// Objects, those whose free is pending not included.
-    pub(crate) objects: u64,
-    /// Their bytes.
-    pub(crate) bytes: u64,
+    /// The current zspage's header; null if there is none, and in verifying pools.
+    pub(crate) current_header: *const Header,
     /// Slots with an owner: objects and pending frees.
     pub(crate) inuse: u64,
-    /// Free slots whose frames are there.
-    pub(crate) avail: u64,
+    /// Of those, objects that have been freed while a reader was inside.
+    pub(crate) pending: u64,
+    /// Bytes of the objects.
+    pub(crate) bytes: u64,
     pub(crate) frames: u64,
     pub(crate) zspages: u64,
     /// A bit for each list with a zspage.
@@ -51,17 +51,25 @@ pub(crate) struct State {
     pub(crate) heads: [u32; NR_LISTS],
 }
 
+// SAFETY: the header's memory belongs to the pool, not to a thread.
+unsafe impl Send for State {}
+
 impl State {
+    /// Objects stored.
+    pub(crate) fn objects(&self) -> u64 {
+        self.inuse.saturating_sub(self.pending)
+    }
+
     const fn new() -> Self {
         Self {
             current: NONE,
             source: NONE,
             free_handles: NONE,
             nr_free_handles: 0,
-            objects: 0,
-            bytes: 0,
+            current_header: core::ptr::null(),
             inuse: 0,
-            avail: 0,
+            pending: 0,
+            bytes: 0,
             frames: 0,
             zspages: 0,
             nonempty: 0,
@@ -111,19 +119,18 @@ impl State {
     }
 }
 
-/// The list that a zspage belongs on.
+/// The list that a zspage belongs on. With a slot that can be used at once, by the share of such slots that are in use, in
+/// tenths; else by the share of all slots.
 #[inline(always)]
-pub(crate) fn list_of(inner: &Inner, shape: &Shape, magic: u32) -> usize {
-    // `magic` is 10/slots in 16 bits after the point, rounded up: exact for up to 128 slots.
-    let inuse = inner.inuse as usize;
-    let group = if inuse == 0 {
-        0
-    } else if inuse >= shape.slots() {
-        return FULL;
+pub(crate) fn list_of(inner: &Inner, shape: &Shape) -> usize {
+    let (inuse, avail) = (u32::from(inner.inuse), u32::from(inner.nr_avail));
+    if avail != 0 {
+        if inuse == 0 { 0 } else { (10 * inuse / (inuse + avail)) as usize + 1 }
+    } else if inuse as usize >= shape.slots() {
+        FULL
     } else {
-        ((inuse as u32 * magic) >> 16) as usize + 1
-    };
-    if inner.nr_avail == 0 { GROW + group } else { group }
+        GROW + shape.group(inuse as usize)
+    }
 }
 
 /// A size class. On cache lines of its own.
@@ -134,7 +141,8 @@ pub(crate) struct Class {
     pub(crate) index: u8,
     /// The bucket of its records, see [`Meta`](crate::meta::Meta).
     pub(crate) bucket: u8,
-    pub(crate) group_magic: u32,
+    /// Where a record's frame words are.
+    pub(crate) frames_at: u16,
     pub(crate) lock: IrqLock<State>,
 }
 
@@ -144,7 +152,7 @@ impl Class {
             shape,
             index,
             bucket: crate::meta::bucket_of(Layout::new(shape, verify).size),
-            group_magic: (10 * 65536_u32).div_ceil(shape.slots() as u32),
+            frames_at: Layout::new(shape, verify).frames as u16,
             lock: IrqLock::new(State::new()),
         }
     }

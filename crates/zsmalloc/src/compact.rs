@@ -107,16 +107,13 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     fn grow_destination(&mut self, released: &mut Released) -> Result<Result<u32, usize>, Corruption> {
         let Some(number) = self.growable()? else { return Ok(Err(0)) };
         let zspage = self.zspage(number)?;
-        let slot = (0..zspage.shape.slots()).find(|&slot| zspage.owner(slot) == NONE);
-        let (first, last) = zspage.shape.frames_of(slot.ok_or(self.damage(number, "object count"))?);
-        let missing = (first..=last).filter(|&frame| !zspage.frame(frame).is_backed()).count();
+        let (first, last) = self.missing_frames(number, &zspage)?;
+        let missing = usize::from(first != last) + 1;
         if released.nr_frames() < missing {
             return Ok(Err(missing));
         }
         for frame in first..=last {
-            if !zspage.frame(frame).is_backed()
-                && let Some(pfn) = released.pop_frame()
-            {
+            if let Some(pfn) = released.pop_frame() {
                 // `back` counts it again.
                 self.pool.frames.add(-1);
                 match self.pool.env.frames().address_of(pfn) {
@@ -167,7 +164,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
             new_slot.token.with_mut(|_| unsafe { new.copy_from(&old) })
         });
         // Release pairs with the acquire of readers' loads.
-        entry.store(place.moved(hole, destination).0, Ordering::Release);
+        entry.store(place.moved(place.len(), hole, destination).0, Ordering::Release);
         let _ = from.lock().end_exclusive();
         if self.pool.verify {
             // SAFETY: verifying pools set records up with lengths.
@@ -176,14 +173,15 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
             }
         }
         new_slot.owner.store(index, Ordering::Relaxed);
-        to.count_object(hole, 1);
+        // SAFETY: the hole's slot was found above.
+        unsafe { to.count_object(hole, 1) };
         self.edit(&to, |inner| {
             inner.clear_avail(hole);
             inner.inuse = inner.inuse.wrapping_add(1);
         });
-        self.state.avail -= 1;
         self.state.inuse += 1;
-        self.free_slot(&from, slot, released);
+        // SAFETY: the object was there.
+        unsafe { self.free_slot(&from, slot, released) };
         self.settle(source, &from, released)?;
         Ok(true)
     }

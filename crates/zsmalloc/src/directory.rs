@@ -1,8 +1,10 @@
-//! A growing array of metadata frames: from a frame's index to its address in three loads.
+//! A growing array of metadata frames: from a frame's index to its address in a few loads.
 //!
 //! ```text
 //! top (inline) ──▶ middle frame ──▶ leaf frame ──▶ data frame
+//!                             near ──▶ the first of them
 //! ```
+//! What the first leaf covers (512 data frames) is found through `near` in two loads.
 //! It only grows while the pool lives, so readers take no lock: an address is published by the length.
 
 use core::ptr::{self, NonNull};
@@ -26,13 +28,21 @@ const TOP: usize = 32;
 /// 2. Nodes and data frames stay until [`take_apart`](Self::take_apart).
 #[derive(Debug)]
 pub(crate) struct Directory {
-    top: [Pointer; TOP],
+    /// Data frames that the first leaf leads to, and that leaf.
+    near_len: AtomicU32,
     len: AtomicU32,
+    near: Pointer,
+    top: [Pointer; TOP],
 }
 
 impl Directory {
     pub(crate) fn new() -> Self {
-        Self { top: core::array::from_fn(|_| Pointer::new(ptr::null_mut())), len: AtomicU32::new(0) }
+        Self {
+            near_len: AtomicU32::new(0),
+            len: AtomicU32::new(0),
+            near: Pointer::new(ptr::null_mut()),
+            top: core::array::from_fn(|_| Pointer::new(ptr::null_mut())),
+        }
     }
 
     /// How many data frames there are.
@@ -43,6 +53,18 @@ impl Directory {
     /// The data frame with this index, if there is one.
     #[inline(always)]
     pub(crate) fn get(&self, index: u32) -> Option<NonNull<u8>> {
+        // Acquire pairs with the release in `push`.
+        if index >= self.near_len.load(Ordering::Acquire) {
+            return self.get_far(index);
+        }
+        let leaf = self.near.load(Ordering::Relaxed).cast::<Pointer>();
+        // SAFETY: `near_len` is at most `FAN_OUT`, and `near` is the first leaf since before it was above zero; every
+        // index below leads to a data frame (invariant 1).
+        Some(unsafe { NonNull::new_unchecked((*leaf.add(index as usize)).load(Ordering::Relaxed)) })
+    }
+
+    #[cold]
+    fn get_far(&self, index: u32) -> Option<NonNull<u8>> {
         // Acquire pairs with the release in `push`: the nodes up to the length are seen.
         if index >= self.len.load(Ordering::Acquire) {
             return None;
@@ -90,6 +112,10 @@ impl Directory {
         unsafe { node(leaf.load(Ordering::Relaxed), index) }.store(data.as_ptr(), Ordering::Relaxed);
         // INVARIANT: the way to `index` has been laid. Release pairs with the acquire in `get`.
         self.len.store(len + 1, Ordering::Release);
+        if index < FAN_OUT {
+            self.near.store(leaf.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.near_len.store(len + 1, Ordering::Release);
+        }
         Some(len)
     }
 
@@ -116,6 +142,7 @@ impl Directory {
             free(middle);
         }
         self.len.store(0, Ordering::Relaxed);
+        self.near_len.store(0, Ordering::Relaxed);
     }
 }
 

@@ -22,7 +22,7 @@ pub const NR_GROUPS: usize = 12;
 /// The most frames in a zspage of any configuration.
 pub(crate) const MAX_FRAMES: usize = Config::MAX_CHAIN as usize;
 /// The shortest distance of classes gives this many lengths rounded up, zero included.
-const NR_BUCKETS: usize = PAGE_SIZE / 16 + 1;
+pub(crate) const NR_BUCKETS: usize = PAGE_SIZE / 16 + 1;
 
 /// How a class's zspages are cut up.
 ///
@@ -156,8 +156,13 @@ impl Geometry {
     /// The class for objects of `len` bytes, 1..=4096.
     #[inline(always)]
     pub fn class_of(&self, len: usize) -> u8 {
-        let bucket = (len + (1 << self.granule_shift) - 1) >> self.granule_shift;
-        self.class_of.get(bucket).copied().unwrap_or(0)
+        self.class_of.get(self.bucket_of(len)).copied().unwrap_or(0)
+    }
+
+    /// A length in granules, rounded up.
+    #[inline(always)]
+    pub(crate) const fn bucket_of(&self, len: usize) -> usize {
+        (len + (1 << self.granule_shift) - 1) >> self.granule_shift
     }
 
     /// The shape of a class, and `None` beyond the last. Slow: looks through the sizes.

@@ -1,12 +1,12 @@
 //! Handles and the entries they name.
 //!
 //! ```text
-//! handle          pool 18 | generation 14 | index 32
-//! entry, live     1 | generation 14 | length - 1: 12 | slot 7 | zspage 30
-//! entry, free     0 | generation 14 | 1 | check 16 | next 32
+//! handle          pool 19            | generation 14 | index 31
+//! entry, live     length - 1: 12 | slot 7 | generation 14, odd  | zspage 31
+//! entry, free     check 19                | generation 14, even | next 31
 //! ```
-//! A handle stays the same while its object moves: the entry holds the place. Freeing an object gives its entry the next
-//! generation, so an old handle no longer fits.
+//! A handle stays the same while its object moves: the entry holds the place. The entry's generation grows by one with each
+//! store and each free, so an old handle no longer fits, and one comparison tells a live entry with the right generation.
 
 use core::fmt;
 use core::num::NonZeroU64;
@@ -14,39 +14,43 @@ use core::num::NonZeroU64;
 /// The name of a stored object: 8 bytes, meaningless outside the pool that gave it.
 ///
 /// A handle can be copied; every use checks that it belongs to the pool and that its object has not been freed. The check
-/// of a freed object can be fooled after its entry has been used 16,384 times over, the check of the pool by a pool that
-/// shares both 18 bits of tag and the generation.
+/// of a freed object can be fooled after its entry has been used 8,192 times over, the check of the pool by a pool that
+/// shares 19 bits of tag and the generation.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Handle(NonZeroU64);
 
+/// The bits of a handle's index, and of a zspage's number.
+pub(crate) const INDEX_BITS: u32 = 31;
+const INDEX_MASK: u64 = (1 << INDEX_BITS) - 1;
 const GENERATION_BITS: u32 = 14;
-pub(crate) const GENERATION_MASK: u64 = (1 << GENERATION_BITS) - 1;
-const TAG_BITS: u32 = 18;
-/// The bits of a pool's tag.
-pub(crate) const TAG_MASK: u64 = (1 << TAG_BITS) - 1;
+/// The generation where it stands in handles and entries alike.
+const GENERATION: u64 = ((1 << GENERATION_BITS) - 1) << INDEX_BITS;
+const ONE_GENERATION: u64 = 1 << INDEX_BITS;
+const TAG_SHIFT: u32 = INDEX_BITS + GENERATION_BITS;
+
+/// A pool's tag, where it stands in handles; not zero.
+pub(crate) fn tag_of(pool: u64) -> u64 {
+    let tag = mix(pool) << TAG_SHIFT;
+    if tag == 0 { 1 << TAG_SHIFT } else { tag }
+}
 
 impl Handle {
-    /// `tag` is not zero.
+    /// The handle of a live entry.
     #[inline(always)]
-    pub(crate) fn pack(tag: u64, generation: u64, index: u32) -> Self {
-        let bits = tag << (64 - TAG_BITS) | (generation & GENERATION_MASK) << 32 | index as u64;
-        Self(NonZeroU64::new(bits).unwrap_or(NonZeroU64::MIN))
+    pub(crate) fn pack(tag: u64, live: Entry, index: u32) -> Self {
+        // SAFETY: a pool's tag is not zero.
+        Self(unsafe { NonZeroU64::new_unchecked(tag | live.0 & GENERATION | u64::from(index)) })
     }
 
     #[inline(always)]
-    pub(crate) fn tag(self) -> u64 {
-        self.0.get() >> (64 - TAG_BITS)
-    }
-
-    #[inline(always)]
-    pub(crate) fn generation(self) -> u64 {
-        self.0.get() >> 32 & GENERATION_MASK
+    pub(crate) fn has_tag(self, tag: u64) -> bool {
+        (self.0.get() ^ tag) >> TAG_SHIFT == 0
     }
 
     #[inline(always)]
     pub(crate) fn index(self) -> u32 {
-        self.0.get() as u32
+        (self.0.get() & INDEX_MASK) as u32
     }
 
     /// The handle as a number, to keep in a table of one's own.
@@ -72,14 +76,8 @@ impl fmt::Debug for Handle {
     }
 }
 
-/// The bits of a zspage's number.
-pub(crate) const ZSPAGE_BITS: u32 = 30;
-const SLOT_SHIFT: u32 = ZSPAGE_BITS;
+const SLOT_SHIFT: u32 = TAG_SHIFT;
 const LEN_SHIFT: u32 = SLOT_SHIFT + 7;
-const GENERATION_SHIFT: u32 = LEN_SHIFT + 12;
-const LIVE: u64 = 1 << 63;
-/// Set in every free entry, so that no entry is zero.
-const FREE: u64 = 1 << 48;
 
 /// The value of a handle's entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,51 +85,67 @@ const FREE: u64 = 1 << 48;
 pub(crate) struct Entry(pub(crate) u64);
 
 impl Entry {
+    /// The first value of an entry of a pool.
+    pub(crate) fn first(pool: u64, next: u32) -> Self {
+        Self(mix(pool ^ 0x5a) & GENERATION & !ONE_GENERATION | u64::from(next) & INDEX_MASK)
+    }
+
+    /// The entry with the next generation and an object's place.
     #[inline(always)]
-    pub(crate) fn live(generation: u64, len: usize, slot: usize, zspage: u32) -> Self {
+    pub(crate) fn live(self, len: usize, slot: usize, zspage: u32) -> Self {
+        // A free entry's generation is even, so adding one does not carry.
+        let generation = (self.0 & GENERATION) + ONE_GENERATION;
+        Self(generation | (len as u64).wrapping_sub(1) << LEN_SHIFT | (slot as u64) << SLOT_SHIFT | u64::from(zspage))
+    }
+
+    /// The live entry with another place and length for the same object.
+    #[inline(always)]
+    pub(crate) fn moved(self, len: usize, slot: usize, zspage: u32) -> Self {
         Self(
-            LIVE | (generation & GENERATION_MASK) << GENERATION_SHIFT
-                | (len as u64 - 1) << LEN_SHIFT
+            self.0 & GENERATION
+                | (len as u64).wrapping_sub(1) << LEN_SHIFT
                 | (slot as u64) << SLOT_SHIFT
-                | zspage as u64,
+                | u64::from(zspage),
         )
     }
 
+    /// The entry with the next generation, free.
     #[inline(always)]
-    pub(crate) fn free(generation: u64, next: u32) -> Self {
-        Self((generation & GENERATION_MASK) << GENERATION_SHIFT | FREE | next as u64)
+    pub(crate) fn dead(self, next: u32) -> Self {
+        Self((self.0 & GENERATION).wrapping_add(ONE_GENERATION) & GENERATION | u64::from(next) & INDEX_MASK)
+    }
+
+    /// The free entry with another one behind it.
+    pub(crate) fn chained(self, next: u32) -> Self {
+        Self(self.0 & GENERATION | u64::from(next) & INDEX_MASK)
     }
 
     /// With the check that [`is_sound_free`](Self::is_sound_free) wants; for free entries of verifying pools.
     pub(crate) fn sealed(self) -> Self {
-        let bare = self.0 & !(0xffff << 32);
-        Self(bare | (mix(bare) & 0xffff) << 32)
+        let bare = self.0 & ((1 << TAG_SHIFT) - 1);
+        Self(bare | mix(bare ^ 0xa5) << TAG_SHIFT)
     }
 
     /// Whether this is a free entry as [`sealed`](Self::sealed) made it.
     pub(crate) fn is_sound_free(self) -> bool {
-        self.0 & (LIVE | FREE) == FREE && self.sealed() == self
+        !self.is_live() && self.sealed() == self
     }
 
     #[inline(always)]
     pub(crate) fn is_live(self) -> bool {
-        self.0 & LIVE != 0
-    }
-
-    #[inline(always)]
-    pub(crate) fn generation(self) -> u64 {
-        self.0 >> GENERATION_SHIFT & GENERATION_MASK
+        self.0 & ONE_GENERATION != 0
     }
 
     /// Whether this is the live entry of a handle with that generation.
     #[inline(always)]
     pub(crate) fn fits(self, handle: Handle) -> bool {
-        self.0 >> GENERATION_SHIFT == (1 << GENERATION_BITS) | handle.generation()
+        // Handles of this crate have odd generations, but any number can be made into a handle.
+        (self.0 ^ handle.0.get()) & GENERATION == 0 && self.is_live()
     }
 
     #[inline(always)]
     pub(crate) fn len(self) -> usize {
-        (self.0 >> LEN_SHIFT & 0xfff) as usize + 1
+        (self.0 >> LEN_SHIFT) as usize + 1
     }
 
     #[inline(always)]
@@ -141,19 +155,13 @@ impl Entry {
 
     #[inline(always)]
     pub(crate) fn zspage(self) -> u32 {
-        (self.0 & ((1 << ZSPAGE_BITS) - 1)) as u32
+        (self.0 & INDEX_MASK) as u32
     }
 
     /// The next free entry.
     #[inline(always)]
     pub(crate) fn next(self) -> u32 {
-        self.0 as u32
-    }
-
-    /// The same object elsewhere.
-    #[inline(always)]
-    pub(crate) fn moved(self, slot: usize, zspage: u32) -> Self {
-        Self::live(self.generation(), self.len(), slot, zspage)
+        (self.0 & INDEX_MASK) as u32
     }
 }
 

@@ -20,7 +20,6 @@ mod env;
 mod error;
 #[forbid(unsafe_code)]
 pub mod geometry;
-#[forbid(unsafe_code)]
 mod handle;
 mod lock_word;
 mod locked;

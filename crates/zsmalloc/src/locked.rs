@@ -3,6 +3,7 @@
 //! Nothing here allocates or frees memory: what is needed comes in with a [`Stash`], what is no longer needed leaves in a
 //! [`Released`], and both are dealt with outside the lock.
 
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use kmem_gfp::Pfn;
@@ -21,58 +22,70 @@ pub(crate) const MOVES_PER_SECTION: usize = 4;
 const MAX_RELEASED: usize = 2 + 2 * MOVES_PER_SECTION;
 
 /// What a locked section leaves to be given back. The pool still counts the frames.
+///
+/// # Invariants
+/// The first `nr_frames` of `frames` and the first `nr_records` of `records` are written.
 #[derive(Debug)]
 pub(crate) struct Released {
-    frames: [Pfn; MAX_RELEASED],
-    nr_frames: usize,
-    records: [u32; MAX_RELEASED],
-    nr_records: usize,
+    is_used: bool,
+    nr_frames: u8,
+    nr_records: u8,
+    frames: [MaybeUninit<Pfn>; MAX_RELEASED],
+    records: [MaybeUninit<u32>; MAX_RELEASED],
     handles: Option<Chain>,
 }
 
 impl Released {
     #[inline(always)]
     pub(crate) const fn new() -> Self {
+        // INVARIANT: nothing is written, and none is said to be.
         Self {
-            frames: [Pfn(0); MAX_RELEASED],
+            is_used: false,
             nr_frames: 0,
-            records: [NONE; MAX_RELEASED],
             nr_records: 0,
+            frames: [const { MaybeUninit::uninit() }; MAX_RELEASED],
+            records: [const { MaybeUninit::uninit() }; MAX_RELEASED],
             handles: None,
         }
     }
 
     pub(crate) fn push_frame(&mut self, pfn: Pfn) {
-        if let Some(frame) = self.frames.get_mut(self.nr_frames) {
-            *frame = pfn;
+        if let Some(frame) = self.frames.get_mut(self.nr_frames as usize) {
+            // INVARIANT: written, then counted.
+            frame.write(pfn);
             self.nr_frames += 1;
+            self.is_used = true;
         }
     }
 
     fn push_record(&mut self, record: u32) {
-        if let Some(slot) = self.records.get_mut(self.nr_records) {
-            *slot = record;
+        if let Some(slot) = self.records.get_mut(self.nr_records as usize) {
+            // INVARIANT: written, then counted.
+            slot.write(record);
             self.nr_records += 1;
+            self.is_used = true;
         }
     }
 
     fn is_full(&self) -> bool {
-        self.nr_frames == MAX_RELEASED
+        self.nr_frames as usize == MAX_RELEASED
     }
 
     pub(crate) fn nr_frames(&self) -> usize {
-        self.nr_frames
+        self.nr_frames.into()
     }
 
     /// Takes a frame out again, to put it to another use.
     pub(crate) fn pop_frame(&mut self) -> Option<Pfn> {
         self.nr_frames = self.nr_frames.checked_sub(1)?;
-        self.frames.get(self.nr_frames).copied()
+        // SAFETY: it was among the written (type invariant).
+        self.frames.get(self.nr_frames as usize).map(|frame| unsafe { frame.assume_init() })
     }
 
-    #[inline(always)]
-    pub(crate) fn is_empty(&self) -> bool {
-        self.nr_frames == 0 && self.nr_records == 0 && self.handles.is_none()
+    fn pop_record(&mut self) -> Option<u32> {
+        self.nr_records = self.nr_records.checked_sub(1)?;
+        // SAFETY: it was among the written (type invariant).
+        self.records.get(self.nr_records as usize).map(|record| unsafe { record.assume_init() })
     }
 }
 
@@ -106,7 +119,7 @@ pub(crate) struct Reserved<'p> {
     pub(crate) slot: usize,
     pub(crate) index: u32,
     pub(crate) entry: &'p AtomicU64,
-    pub(crate) generation: u64,
+    pub(crate) free: Entry,
 }
 
 /// What a store still needs.
@@ -139,7 +152,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     pub(crate) fn view(&self, number: u32) -> Result<Zspage<'p>, Corruption> {
         let header = self.pool.header(number).ok_or(Corruption { zspage: number, what: "zspage number" })?;
         // SAFETY: numbers in entries and lists of this class name records that were set up for it.
-        Ok(unsafe { Zspage::new(header, self.class.shape) })
+        Ok(unsafe { Zspage::new(header, self.class.shape, self.class.frames_at) })
     }
 
     /// A copy of a zspage's inner part.
@@ -160,21 +173,21 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         result
     }
 
-    /// Reserves a slot and a handle for an object of `len` bytes, if that takes no memory.
+    /// Reserves a slot and a handle for an object of `len` bytes, if that takes neither memory nor another zspage.
     #[inline(always)]
     pub(crate) fn reserve_fast(&mut self, len: usize) -> Option<Reserved<'p>> {
-        let (number, index) = (self.state.current, self.state.free_handles);
-        if number == NONE || index == NONE || self.pool.verify {
-            return None;
-        }
-        let zspage = self.view(number).ok()?;
-        self.take_slot(number, zspage, len)
+        // SAFETY: null, or the header of the current zspage, whose record stays as long as the pool.
+        let header = unsafe { self.state.current_header.as_ref() }?;
+        // SAFETY: the current zspage is one of this class.
+        let zspage = unsafe { Zspage::new(header, self.class.shape, self.class.frames_at) };
+        self.take_slot(self.state.current, zspage, len)
     }
 
     /// Takes the first slot of the current zspage and a free handle.
     #[inline(always)]
     fn take_slot(&mut self, number: u32, zspage: Zspage<'p>, len: usize) -> Option<Reserved<'p>> {
         let index = self.state.free_handles;
+        // There is no entry with the index `NONE`.
         let entry = self.pool.entry(index)?;
         let slot = self.edit(&zspage, |inner| {
             let slot = inner.first_avail()?;
@@ -185,13 +198,14 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         let free = Entry(entry.load(Ordering::Relaxed));
         self.state.free_handles = free.next();
         self.state.nr_free_handles -= 1;
-        self.state.avail -= 1;
         self.state.inuse += 1;
-        self.state.objects += 1;
         self.state.bytes += len as u64;
-        zspage.slots().get(slot)?.owner.store(RESERVED, Ordering::Relaxed);
-        zspage.count_object(slot, 1);
-        Some(Reserved { zspage, number, slot, index, entry, generation: free.generation() })
+        // SAFETY: bits of `avail` stand for slots that exist.
+        unsafe {
+            zspage.slot(slot).owner.store(RESERVED, Ordering::Relaxed);
+            zspage.count_object(slot, 1);
+        }
+        Some(Reserved { zspage, number, slot, index, entry, free })
     }
 
     /// Reserves a slot and a handle, taking memory from `stash`, or says what is missing.
@@ -203,7 +217,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
             // The chain's tail may lead on to handles that are not ours.
             if let Some(entry) = self.pool.entry(chain.tail) {
                 let tail = Entry(entry.load(Ordering::Relaxed));
-                entry.store(self.pool.free_entry(tail.generation(), NONE).0, Ordering::Relaxed);
+                entry.store(self.pool.sealed(tail.chained(NONE)).0, Ordering::Relaxed);
             }
         }
         if self.pool.verify && self.pool.next_free(self.state.free_handles).is_none() {
@@ -234,11 +248,14 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         if let Some(number) = self.destination()? {
             return Ok(Some(number));
         }
-        if self.state.source != NONE && self.state.avail != 0 {
-            // All holes are in the zspage that was being emptied: it is a good one, then.
-            let number = core::mem::replace(&mut self.state.source, NONE);
-            self.make_current(number)?;
-            return Ok(Some(number));
+        if self.state.source != NONE {
+            let zspage = self.zspage(self.state.source)?;
+            if self.inner(&zspage).nr_avail != 0 {
+                // All holes are in the zspage that was being emptied: it is a good one, then.
+                let number = core::mem::replace(&mut self.state.source, NONE);
+                self.make_current(number)?;
+                return Ok(Some(number));
+            }
         }
         self.growable()
     }
@@ -275,6 +292,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     fn make_current(&mut self, number: u32) -> Result<(), Corruption> {
         let zspage = self.view(number)?;
         self.edit(&zspage, |inner| inner.list = CURRENT);
+        self.state.current_header = if self.pool.verify { core::ptr::null() } else { zspage.header() };
         let old = core::mem::replace(&mut self.state.current, number);
         if old != NONE {
             let zspage = self.zspage(old)?;
@@ -302,21 +320,27 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         len: usize,
         stash: &mut Stash,
     ) -> Result<Reserve<'p>, Corruption> {
-        let slot = (0..zspage.shape.slots()).find(|&slot| zspage.owner(slot) == NONE);
-        let slot = slot.ok_or(self.damage(number, "object count"))?;
-        let (first, last) = zspage.shape.frames_of(slot);
-        let missing = (first..=last).filter(|&frame| !zspage.frame(frame).is_backed()).count();
-        if stash.nr_frames() < missing {
-            return Ok(Reserve::Frames(missing));
+        let missing = self.missing_frames(number, &zspage)?;
+        let nr = usize::from(missing.0 != missing.1) + 1;
+        if stash.nr_frames() < nr {
+            return Ok(Reserve::Frames(nr));
         }
-        for frame in first..=last {
-            if !zspage.frame(frame).is_backed()
-                && let Some((pfn, address)) = stash.take_frame()
-            {
+        for frame in missing.0..=missing.1 {
+            if let Some((pfn, address)) = stash.take_frame() {
                 self.back(number, &zspage, frame, pfn, address);
             }
         }
         self.take_slot(number, zspage, len).map(Reserve::Done).ok_or(self.damage(number, "free slots"))
+    }
+
+    /// The frames, one or two, that must come under a zspage without usable slots to make one usable, first and last.
+    pub(crate) fn missing_frames(&self, number: u32, zspage: &Zspage<'p>) -> Result<(usize, usize), Corruption> {
+        let first = zspage.frames().iter().position(|word| !FrameWord(word.load(Ordering::Relaxed)).is_backed());
+        let first = first.ok_or(self.damage(number, "object count"))?;
+        // Slots that touch a missing frame are free. The first of them may begin in the frame before, which is there.
+        let (slot, _) = zspage.shape.slots_of(first);
+        let (_, last) = zspage.shape.frames_of(slot);
+        Ok((first, if last != first && !zspage.frame(last).is_backed() { last } else { first }))
     }
 
     /// Puts a frame under a zspage.
@@ -326,21 +350,17 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         self.state.frames += 1;
         self.pool.frames.add(1);
         let (start, end) = zspage.shape.slots_of(frame);
-        let gained = self.edit(zspage, |inner| {
-            let mut gained = 0;
-            for slot in start..end {
-                if zspage.owner(slot) == NONE && zspage.is_slot_backed(slot) && !inner.is_avail(slot) {
-                    inner.set_avail(slot);
-                    gained += 1;
-                }
+        // Slots that touch a frame that was missing are free; those at the edges may miss another one.
+        let is_first_whole = zspage.is_slot_backed(start);
+        let is_last_whole = end == start || zspage.is_slot_backed(end - 1);
+        self.edit(zspage, |inner| {
+            for slot in start + usize::from(!is_first_whole)..end - usize::from(!is_last_whole && end > start + 1) {
+                inner.set_avail(slot);
             }
-            gained
         });
-        self.state.avail += gained;
     }
 
     /// Takes an unused frame from under a zspage.
-    #[cold]
     pub(crate) fn unback(&mut self, zspage: &Zspage<'p>, frame: usize, released: &mut Released) {
         let word = zspage.frame(frame);
         let Some(pfn) = frame_at(self.pool.env.frames(), word) else { return };
@@ -351,17 +371,13 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         zspage.set_frame(frame, FrameWord(0));
         self.state.frames -= 1;
         let (start, end) = zspage.shape.slots_of(frame);
-        let lost = self.edit(zspage, |inner| {
-            let mut lost = 0;
+        self.edit(zspage, |inner| {
             for slot in start..end {
                 if inner.is_avail(slot) {
                     inner.clear_avail(slot);
-                    lost += 1;
                 }
             }
-            lost
         });
-        self.state.avail -= lost;
         released.push_frame(pfn);
     }
 
@@ -376,19 +392,19 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     ) -> Result<(), Corruption> {
         let (number, slot) = (place.zspage(), place.slot());
         let zspage = self.zspage(number)?;
-        let owner = &zspage.slots().get(slot).ok_or(self.damage(number, "slot number"))?.owner;
-        let dead = self.pool.free_entry(place.generation() + 1, self.state.free_handles);
         // Ordered before `retire`, whose compare-and-swap releases it.
-        entry.store(dead.0, Ordering::Relaxed);
+        entry.store(self.pool.sealed(place.dead(self.state.free_handles)).0, Ordering::Relaxed);
         self.state.free_handles = index;
         self.state.nr_free_handles += 1;
-        self.state.objects -= 1;
         self.state.bytes -= place.len() as u64;
         if zspage.lock().retire() {
-            self.free_slot(&zspage, slot, released);
+            // SAFETY: live entries name slots that exist.
+            unsafe { self.free_slot(&zspage, slot, released) };
             self.settle(number, &zspage, released)?;
         } else {
-            owner.store(PENDING_FREE, Ordering::Relaxed);
+            // SAFETY: as above.
+            unsafe { zspage.slot(slot) }.owner.store(PENDING_FREE, Ordering::Relaxed);
+            self.state.pending += 1;
         }
         if self.state.nr_free_handles >= 2 * BATCH {
             self.shed_handles(released);
@@ -411,27 +427,38 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         let Some(next) = self.pool.next_free(tail) else { return };
         self.state.free_handles = next;
         self.state.nr_free_handles -= BATCH;
+        released.is_used = true;
         released.handles = Some(Chain { head, tail, len: BATCH });
     }
 
     /// Makes a slot free whose object is gone. [`settle`](Self::settle) comes next.
+    ///
+    /// # Safety
+    /// The slot exists.
     #[inline(always)]
-    pub(crate) fn free_slot(&mut self, zspage: &Zspage<'p>, slot: usize, released: &mut Released) {
-        if let Some(slot) = zspage.slots().get(slot) {
-            slot.owner.store(NONE, Ordering::Relaxed);
-        }
+    pub(crate) unsafe fn free_slot(&mut self, zspage: &Zspage<'p>, slot: usize, released: &mut Released) {
+        // SAFETY: the caller's promise.
+        let empty = unsafe {
+            zspage.slot(slot).owner.store(NONE, Ordering::Relaxed);
+            zspage.count_object(slot, -1)
+        };
         self.edit(zspage, |inner| {
             inner.set_avail(slot);
             inner.inuse = inner.inuse.wrapping_sub(1);
         });
-        self.state.avail += 1;
         self.state.inuse -= 1;
-        zspage.count_object(slot, -1);
-        let (first, last) = zspage.shape.frames_of(slot);
-        if zspage.frame(first).live() == 0 {
-            self.unback(zspage, first, released);
+        if empty {
+            self.unback_empty(zspage, slot, released);
         }
-        if last != first && zspage.frame(last).live() == 0 {
+    }
+
+    /// Takes the frames of a slot from under a zspage that have no object left.
+    #[cold]
+    #[inline(never)]
+    fn unback_empty(&mut self, zspage: &Zspage<'p>, slot: usize, released: &mut Released) {
+        let (first, last) = zspage.shape.frames_of(slot);
+        self.unback(zspage, first, released);
+        if last != first {
             self.unback(zspage, last, released);
         }
     }
@@ -460,7 +487,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         if number == self.state.source {
             return Ok(());
         }
-        if list_of(&inner, &self.class.shape, self.class.group_magic) != inner.list as usize {
+        if list_of(&inner, &self.class.shape) != inner.list as usize {
             self.unlink(number)?;
             self.enlist(number, zspage)?;
         }
@@ -480,7 +507,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
 
     /// Puts an unlisted zspage on the list it belongs on.
     pub(crate) fn enlist(&mut self, number: u32, zspage: &Zspage<'p>) -> Result<(), Corruption> {
-        let list = list_of(&self.inner(zspage), &self.class.shape, self.class.group_magic);
+        let list = list_of(&self.inner(zspage), &self.class.shape);
         let next = self.state.head(list);
         self.edit(zspage, |inner| {
             inner.list = list as u8;
@@ -520,7 +547,9 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         }
         for slot in 0..zspage.shape.slots() {
             if zspage.owner(slot) == PENDING_FREE {
-                self.free_slot(&zspage, slot, released);
+                self.state.pending -= 1;
+                // SAFETY: counted up to the number of slots.
+                unsafe { self.free_slot(&zspage, slot, released) };
             }
         }
         // What did not fit in `released` is frames without objects; they go now if at all.
@@ -572,34 +601,33 @@ pub(crate) fn is_list(list: u8) -> bool {
 impl<E: ZsEnv> Pool<E> {
     /// Gives back what a locked section left.
     #[inline(always)]
-    pub(crate) fn release(&self, released: &Released, class: &Class) {
-        if !released.is_empty() {
-            self.release_slow(released, class);
+    pub(crate) fn release(&self, mut released: Released, class: &Class) {
+        if released.is_used {
+            self.release_slow(&mut released, class);
         }
     }
 
     /// Gives back what a locked section left, but for some frames.
     pub(crate) fn release_but(&self, released: &mut Released, class: &Class, keep: usize) {
-        let kept = keep.min(released.nr_frames);
         let mut rest = core::mem::replace(released, Released::new());
-        for _ in 0..kept {
+        for _ in 0..keep {
             if let Some(pfn) = rest.pop_frame() {
                 released.push_frame(pfn);
             }
         }
-        self.release(&rest, class);
+        self.release(rest, class);
     }
 
     #[cold]
     #[inline(never)]
-    fn release_slow(&self, released: &Released, class: &Class) {
-        for &pfn in released.frames.iter().take(released.nr_frames) {
+    fn release_slow(&self, released: &mut Released, class: &Class) {
+        if released.nr_frames != 0 {
+            self.frames.add(-i64::from(released.nr_frames));
+        }
+        while let Some(pfn) = released.pop_frame() {
             self.give_frame(pfn);
         }
-        if released.nr_frames != 0 {
-            self.frames.add(-(released.nr_frames as i64));
-        }
-        for &record in released.records.iter().take(released.nr_records) {
+        while let Some(record) = released.pop_record() {
             self.give_record(record, class.bucket);
         }
         if let Some(chain) = released.handles {

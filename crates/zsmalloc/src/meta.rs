@@ -11,7 +11,7 @@ use kmem_sync::UnsafeCell;
 use kmem_sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use crate::directory::floor_power_of_two;
-use crate::handle::{Entry, ZSPAGE_BITS};
+use crate::handle::{Entry, INDEX_BITS};
 use crate::lock_word::LockWord;
 use crate::zspage::{Header, Inner, NO_CLASS, NONE};
 use crate::{Corruption, Pool, StoreError, ZsEnv};
@@ -203,7 +203,7 @@ impl<E: ZsEnv> Pool<E> {
 
     /// The record that a frame's state word names, if it can be one.
     pub(crate) fn header_from_state(&self, state: u64) -> Option<(u32, usize, &Header)> {
-        if state & META_STATE != 0 || state >> 8 >= 1 << ZSPAGE_BITS {
+        if state & META_STATE != 0 || state >> 8 >= 1 << INDEX_BITS {
             return None;
         }
         let zspage = (state >> 8) as u32;
@@ -226,7 +226,7 @@ impl<E: ZsEnv> Pool<E> {
                 return Ok(chain);
             }
             let nodes = nodes.ok_or(StoreError::Full)?;
-            if self.handles.len() >= (u32::MAX >> ENTRIES_SHIFT) {
+            if self.handles.len() >= (NONE >> ENTRIES_SHIFT) {
                 return Err(StoreError::Full);
             }
             let mut fresh = Fresh::new(self, nodes + 1, gfp)?;
@@ -244,7 +244,7 @@ impl<E: ZsEnv> Pool<E> {
         let first = self.handles.len() << ENTRIES_SHIFT;
         for i in 0..ENTRIES as u32 {
             let next = if i + 1 == ENTRIES as u32 { NONE } else { first + i + 1 };
-            let entry = self.free_entry(self.first_generation(), next);
+            let entry = self.sealed(Entry::first(self.id, next));
             // SAFETY: the frame is ours and holds `ENTRIES` entries.
             unsafe { frame.cast::<AtomicU64>().add(i as usize).write(AtomicU64::new(entry.0)) };
         }
@@ -257,8 +257,7 @@ impl<E: ZsEnv> Pool<E> {
 
     /// A free entry as this pool keeps it.
     #[inline(always)]
-    pub(crate) fn free_entry(&self, generation: u64, next: u32) -> Entry {
-        let entry = Entry::free(generation, next);
+    pub(crate) fn sealed(&self, entry: Entry) -> Entry {
         if self.verify { entry.sealed() } else { entry }
     }
 
@@ -289,7 +288,7 @@ impl<E: ZsEnv> Pool<E> {
         self.meta.with(self.env.cpu(), |meta| {
             let Some(entry) = self.entry(chain.tail) else { return };
             let tail = Entry(entry.load(Ordering::Relaxed));
-            entry.store(self.free_entry(tail.generation(), meta.free_handles).0, Ordering::Relaxed);
+            entry.store(self.sealed(tail.chained(meta.free_handles)).0, Ordering::Relaxed);
             meta.free_handles = chain.head;
             meta.nr_free_handles += chain.len;
         });
@@ -304,7 +303,7 @@ impl<E: ZsEnv> Pool<E> {
                 return Ok(record);
             }
             let nodes = nodes.ok_or(StoreError::Full)?;
-            if self.records.len() >= 1 << (ZSPAGE_BITS - UNITS_SHIFT) {
+            if self.records.len() >= NONE >> UNITS_SHIFT {
                 return Err(StoreError::Full);
             }
             let mut fresh = Fresh::new(self, nodes + 1, gfp)?;

@@ -33,7 +33,7 @@ impl<E: ZsEnv> Pool<E> {
             }
             Some(f(&mut locked, number, &zspage, frame, &mut released))
         });
-        self.release(&released, class);
+        self.release(released, class);
         result
     }
 }

@@ -17,8 +17,8 @@ use kmem_sync::{IrqLock, ShardedCounter};
 
 use crate::class::{Class, NR_LISTS};
 use crate::directory::{Directory, floor_power_of_two};
-use crate::geometry::Geometry;
-use crate::handle::{GENERATION_MASK, TAG_MASK, mix};
+use crate::geometry::{Geometry, NR_BUCKETS};
+use crate::handle::tag_of;
 use crate::locked::Locked;
 use crate::meta::Meta;
 use crate::zspage::{NONE, frame_at};
@@ -42,6 +42,8 @@ pub struct Pool<E: ZsEnv> {
     pub(crate) config: Config,
     pub(crate) verify: bool,
     pub(crate) geometry: Geometry,
+    /// The class of each length in granules, rounded up; null behind the last.
+    by_length: [*const Class; NR_BUCKETS],
     class_frames: [*mut Class; CLASS_FRAMES],
     /// The number of the pool's first frame: no two pools share it.
     pub(crate) id: u64,
@@ -86,9 +88,10 @@ impl<E: ZsEnv> Pool<E> {
             config,
             verify,
             geometry,
+            by_length: [ptr::null(); NR_BUCKETS],
             class_frames: [ptr::null_mut(); CLASS_FRAMES],
             id: 0,
-            tag: 1,
+            tag: tag_of(0),
             handles: Directory::new(),
             records: Directory::new(),
             meta: IrqLock::new(Meta::new()),
@@ -107,7 +110,7 @@ impl<E: ZsEnv> Pool<E> {
                 })?;
             if i == 0 {
                 this.id = pfn.0;
-                this.tag = (mix(pfn.0) & TAG_MASK).max(1);
+                this.tag = tag_of(pfn.0);
             }
             this.claim_frame(pfn, crate::meta::META_STATE);
             this.meta_frames.add(1);
@@ -119,6 +122,12 @@ impl<E: ZsEnv> Pool<E> {
             }
             if let Some(frame) = this.class_frames.get_mut(i) {
                 *frame = classes.as_ptr();
+            }
+        }
+        for bucket in 0..=PAGE_SIZE / config.granule as usize {
+            let class = this.class(geometry.class_of(bucket * config.granule as usize)).map_or(ptr::null(), ptr::from_ref);
+            if let Some(slot) = this.by_length.get_mut(bucket) {
+                *slot = class;
             }
         }
         // INVARIANT: (1) just written; (2) there is no entry.
@@ -146,10 +155,6 @@ impl<E: ZsEnv> Pool<E> {
         self.geometry.huge_class_size()
     }
 
-    pub(crate) fn first_generation(&self) -> u64 {
-        mix(self.id ^ 0x5a) & GENERATION_MASK
-    }
-
     /// The class with this index, which the geometry gave.
     #[inline(always)]
     pub(crate) fn class(&self, index: u8) -> Option<&Class> {
@@ -164,7 +169,9 @@ impl<E: ZsEnv> Pool<E> {
     /// The class for objects of `len` bytes.
     #[inline(always)]
     pub(crate) fn class_for(&self, len: usize) -> Option<&Class> {
-        self.class(self.geometry.class_of(len))
+        let class = *self.by_length.get(self.geometry.bucket_of(len))?;
+        // SAFETY: null or a class of this pool, initialised (invariant 1).
+        unsafe { class.as_ref() }
     }
 
     pub(crate) fn classes(&self) -> impl DoubleEndedIterator<Item = &Class> {
@@ -194,7 +201,7 @@ impl<E: ZsEnv> Pool<E> {
 
     /// How many objects are stored. Takes every class's lock in turn.
     pub fn nr_objects(&self) -> u64 {
-        self.classes().map(|class| self.locked(class, |class| class.state.objects)).sum()
+        self.classes().map(|class| self.locked(class, |class| class.state.objects())).sum()
     }
 
     /// Gives back the frames of a zspage; those that somebody is about to move stay away.
@@ -223,7 +230,7 @@ impl<E: ZsEnv> Drop for Pool<E> {
     fn drop(&mut self) {
         for class in self.classes() {
             let (objects, zspages, current, source) = self.locked(class, |class| {
-                (class.state.objects, class.state.zspages, class.state.current, class.state.source)
+                (class.state.objects(), class.state.zspages, class.state.current, class.state.source)
             });
             if objects != 0 {
                 self.env.context().report(format_args!(

@@ -23,8 +23,6 @@ pub struct PoolStats {
     pub metadata_frames: u64,
     /// Zspages.
     pub zspages: u64,
-    /// Free slots whose frames are there: what stores can use without a new frame.
-    pub holes: u64,
     /// Frames that compaction could give back at most.
     pub freeable_frames: u64,
     /// Frames that calls of [`Pool::compact`] have given back.
@@ -93,11 +91,10 @@ impl<E: ZsEnv> Pool<E> {
         };
         for class in self.classes() {
             self.locked(class, |class| {
-                stats.objects += class.state.objects;
+                stats.objects += class.state.objects();
                 stats.bytes_stored += class.state.bytes;
                 stats.object_frames += class.state.frames;
                 stats.zspages += class.state.zspages;
-                stats.holes += class.state.avail;
                 stats.freeable_frames += class.freeable();
             });
         }
@@ -112,12 +109,14 @@ impl<E: ZsEnv> Pool<E> {
     fn row(&self, class: &Class) -> ClassStats {
         self.locked(class, |locked| {
             let mut groups = [0; NR_GROUPS];
+            let mut holes = 0;
             let mut count = |number: u32| {
                 let zspage = locked.zspage(number).map_err(|damage| self.report_damage(damage)).ok()?;
                 let inner = locked.inner(&zspage);
                 if let Some(group) = groups.get_mut(class.shape.group(inner.inuse.into())) {
                     *group += 1;
                 }
+                holes += u64::from(inner.nr_avail);
                 Some(inner.next)
             };
             for number in [locked.state.current, locked.state.source] {
@@ -136,10 +135,10 @@ impl<E: ZsEnv> Pool<E> {
                 shape: class.shape,
                 groups,
                 objects_allocated: locked.state.zspages * class.shape.slots() as u64,
-                objects: locked.state.objects,
+                objects: locked.state.objects(),
                 bytes_stored: locked.state.bytes,
                 frames: locked.state.frames,
-                holes: locked.state.avail,
+                holes,
                 freeable: locked.freeable(),
             }
         })

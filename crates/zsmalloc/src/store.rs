@@ -7,12 +7,11 @@
 //!              slot's owner := index            the object can be moved
 //! ```
 
-use kmem_gfp::{Gfp, NodeId, Order, PAGE_SIZE, PageAllocator};
-use kmem_gfp::FrameTable;
+use kmem_gfp::{FrameTable, Gfp, NodeId, Order, PAGE_SIZE, PageAllocator};
 use kmem_sync::atomic::Ordering;
 
 use crate::class::Class;
-use crate::handle::{Entry, Handle};
+use crate::handle::Handle;
 use crate::locked::{Reserve, Reserved, Stash};
 use crate::{Pool, StoreError, ZsEnv};
 
@@ -51,11 +50,13 @@ impl<E: ZsEnv> Pool<E> {
     #[inline(always)]
     fn finish_store(&self, class: &Class, reserved: &Reserved<'_>, data: &[u8]) -> Result<Handle, StoreError> {
         let damaged = |what| StoreError::Corrupt(crate::Corruption { zspage: reserved.number, what });
-        let slot = reserved.zspage.slots().get(reserved.slot).ok_or(damaged("slot number"))?;
-        let runs = reserved.zspage.runs(reserved.slot, data.len()).ok_or(damaged("frame word"))?;
+        // SAFETY: slots that are reserved exist.
+        let slot = unsafe { reserved.zspage.slot(reserved.slot) };
+        // SAFETY: as above; the class's slots have room for the length.
+        let runs = unsafe { reserved.zspage.runs_of(reserved.slot, data.len()) }.ok_or(damaged("frame word"))?;
         // SAFETY: the slot is reserved for us, and its frames stay under it.
         slot.token.with_mut(|_| unsafe { runs.write(data) });
-        let entry = Entry::live(reserved.generation, data.len(), reserved.slot, reserved.number);
+        let entry = reserved.free.live(data.len(), reserved.slot, reserved.number);
         let publish = || {
             // Release pairs with the acquire of readers' loads of the entry.
             reserved.entry.store(entry.0, Ordering::Release);
@@ -67,7 +68,7 @@ impl<E: ZsEnv> Pool<E> {
         } else {
             publish();
         }
-        Ok(Handle::pack(self.tag, reserved.generation, reserved.index))
+        Ok(Handle::pack(self.tag, entry, reserved.index))
     }
 
     #[cold]

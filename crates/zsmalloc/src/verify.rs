@@ -108,7 +108,7 @@ impl<E: ZsEnv> Pool<E> {
         check(number, "zspage number", self.names_record(number, class.bucket))?;
         let header = self.header(number).ok_or(Corruption { zspage: number, what: "zspage number" })?;
         // SAFETY: a record of the class's bucket; its class is checked next, before more than the header is used.
-        let zspage = unsafe { Zspage::new(header, class.shape) };
+        let zspage = unsafe { Zspage::new(header, class.shape, class.frames_at) };
         check(number, "class", zspage.class().load(Ordering::Relaxed) == u16::from(class.index))?;
         check(number, "slot number", place.slot() < class.shape.slots())?;
         check(number, "slot owner", zspage.owner(place.slot()) == index)?;

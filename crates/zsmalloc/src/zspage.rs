@@ -27,11 +27,11 @@ use crate::geometry::Shape;
 use crate::lock_word::LockWord;
 
 /// No zspage, no handle; the owner of a free slot.
-pub(crate) const NONE: u32 = u32::MAX;
+pub(crate) const NONE: u32 = (1 << crate::handle::INDEX_BITS) - 1;
 /// The owner of a slot into which an object is being stored.
-pub(crate) const RESERVED: u32 = u32::MAX - 1;
+pub(crate) const RESERVED: u32 = NONE - 1;
 /// The owner of a slot whose object has been freed while a reader held the zspage.
-pub(crate) const PENDING_FREE: u32 = u32::MAX - 2;
+pub(crate) const PENDING_FREE: u32 = NONE - 2;
 /// The first owner that is not a handle's index.
 pub(crate) const FIRST_SPECIAL: u32 = PENDING_FREE;
 /// The class of a record that is not in use.
@@ -69,6 +69,9 @@ impl Inner {
     #[inline(always)]
     pub(crate) fn first_avail(&self) -> Option<usize> {
         let mut base = 0;
+        if self.avail[0] != 0 {
+            return Some(self.avail[0].trailing_zeros() as usize);
+        }
         for &word in &self.avail {
             if word != 0 {
                 return Some(base + word.trailing_zeros() as usize);
@@ -230,7 +233,7 @@ impl Runs {
 /// Where the parts of a record lie and how large it is, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Layout {
-    frames: usize,
+    pub(crate) frames: usize,
     shadow: usize,
     pub(crate) size: usize,
 }
@@ -255,15 +258,17 @@ impl Layout {
 pub(crate) struct Zspage<'p> {
     header: &'p Header,
     pub(crate) shape: Shape,
+    /// Where the frames' words are.
+    frames_at: u16,
 }
 
 impl<'p> Zspage<'p> {
     /// # Safety
-    /// The invariant. For uses of the header alone the record may belong to another class.
+    /// The invariant; `frames_at` is what [`Layout`] says. For uses of the header alone the record may belong to another class.
     #[inline(always)]
-    pub(crate) unsafe fn new(header: &'p Header, shape: Shape) -> Self {
+    pub(crate) unsafe fn new(header: &'p Header, shape: Shape, frames_at: u16) -> Self {
         // INVARIANT: the caller's promise.
-        Self { header, shape }
+        Self { header, shape, frames_at }
     }
 
     /// Writes slots, frames and shadow of an unused record; the header stays.
@@ -271,8 +276,8 @@ impl<'p> Zspage<'p> {
     /// # Safety
     /// The record at `header` has room for `layout`, and nobody uses more of it than its lock word and class.
     pub(crate) unsafe fn set_up(header: &'p Header, shape: Shape, verify: bool) -> Self {
-        let this = Self { header, shape };
         let layout = Layout::new(shape, verify);
+        let this = Self { header, shape, frames_at: layout.frames as u16 };
         let base = this.base();
         for i in 0..shape.slots() {
             let slot = Slot { owner: AtomicU32::new(NONE), token: UnsafeCell::new(()) };
@@ -302,6 +307,11 @@ impl<'p> Zspage<'p> {
     }
 
     #[inline(always)]
+    pub(crate) fn header(&self) -> &'p Header {
+        self.header
+    }
+
+    #[inline(always)]
     pub(crate) fn lock(&self) -> &'p LockWord {
         &self.header.lock
     }
@@ -327,11 +337,34 @@ impl<'p> Zspage<'p> {
         unsafe { core::slice::from_raw_parts(self.base().add(SLOTS_AT).cast(), self.shape.slots()) }
     }
 
+    /// A slot that exists.
+    ///
+    /// # Safety
+    /// `index` is below the shape's number of slots.
+    #[inline(always)]
+    pub(crate) unsafe fn slot(&self, index: usize) -> &'p Slot {
+        debug_assert!(index < self.shape.slots());
+        // SAFETY: the caller's promise.
+        unsafe { self.slots().get_unchecked(index) }
+    }
+
     #[inline(always)]
     pub(crate) fn frames(&self) -> &'p [AtomicU64] {
-        let at = Layout::new(self.shape, false).frames;
         // SAFETY: as for `slots`; `Layout` aligns them.
-        unsafe { core::slice::from_raw_parts(self.base().add(at).cast(), self.shape.frames()) }
+        unsafe {
+            core::slice::from_raw_parts(self.base().add(self.frames_at.into()).cast(), self.shape.frames())
+        }
+    }
+
+    /// A frame's word that exists.
+    ///
+    /// # Safety
+    /// `index` is below the shape's number of frames.
+    #[inline(always)]
+    unsafe fn word(&self, index: usize) -> &'p AtomicU64 {
+        debug_assert!(index < self.shape.frames());
+        // SAFETY: the caller's promise.
+        unsafe { self.frames().get_unchecked(index) }
     }
 
     /// The sum of inner, in a verifying pool.
@@ -367,16 +400,27 @@ impl<'p> Zspage<'p> {
         }
     }
 
-    /// Counts an object on its frames. The caller holds the class lock.
+    /// Counts an object on its frames, by 1 or -1, and tells whether one of them has none now. The caller holds the class
+    /// lock.
+    ///
+    /// # Safety
+    /// `slot` is below the shape's number of slots.
     #[inline(always)]
-    pub(crate) fn count_object(&self, slot: usize, difference: i64) {
+    pub(crate) unsafe fn count_object(&self, slot: usize, difference: i64) -> bool {
         let (first, last) = self.shape.frames_of(slot);
-        let word = self.frame(first).0.wrapping_add_signed(difference);
-        self.set_frame(first, FrameWord(word));
+        // SAFETY: the frames of a slot exist.
+        let word = unsafe { self.word(first) };
+        let value = word.load(Ordering::Relaxed).wrapping_add_signed(difference);
+        word.store(value, Ordering::Relaxed);
+        let mut empty = value & LIVE == 0;
         if last != first {
-            let word = self.frame(last).0.wrapping_add_signed(difference);
-            self.set_frame(last, FrameWord(word));
+            // SAFETY: as above.
+            let word = unsafe { self.word(last) };
+            let value = word.load(Ordering::Relaxed).wrapping_add_signed(difference);
+            word.store(value, Ordering::Relaxed);
+            empty |= value & LIVE == 0;
         }
+        empty
     }
 
     /// Whether both frames of a slot are there.
@@ -392,11 +436,25 @@ impl<'p> Zspage<'p> {
     /// Where the first `len` bytes of a slot are; `None` if they are more than the slot or a frame is missing.
     #[inline(always)]
     pub(crate) fn runs(&self, slot: usize, len: usize) -> Option<Runs> {
+        if slot >= self.shape.slots() || len > self.shape.size() {
+            return None;
+        }
+        // SAFETY: just compared.
+        unsafe { self.runs_of(slot, len) }
+    }
+
+    /// [`runs`](Self::runs) of a slot that is known to exist.
+    ///
+    /// # Safety
+    /// `slot` is below the shape's number of slots, and `len` not more than a slot's size.
+    #[inline(always)]
+    pub(crate) unsafe fn runs_of(&self, slot: usize, len: usize) -> Option<Runs> {
         let start = slot * self.shape.size();
         let offset = start & (PAGE_SIZE - 1);
         let frame = start >> PAGE_SHIFT;
-        let word = self.frame(frame);
-        if !word.is_backed() || len > self.shape.size() {
+        // SAFETY: the frames of a slot exist.
+        let word = FrameWord(unsafe { self.word(frame) }.load(Ordering::Relaxed));
+        if !word.is_backed() {
             return None;
         }
         let first = core::ptr::with_exposed_provenance_mut::<u8>(word.address() | offset);
