@@ -40,14 +40,15 @@ impl<E: ZsEnv> Pool<E> {
         if !place.fits(handle) {
             return Err(AccessError::Stale(handle));
         }
-        let class = self.class_for(place.len()).ok_or(damaged("length"))?;
+        // SAFETY: an entry's length has twelve bits and counts from one.
+        let class = unsafe { self.class_of_length(place.len()) };
         if self.verify && !self.names_record(number, class.bucket) {
             return Err(damaged("zspage number"));
         }
         let header = self.header(number).ok_or(damaged("zspage number"))?;
         // SAFETY: entries name records of the class of their length (invariant 2 of `Pool`); until the lock word is ours
         // and the entry has been seen again, only the header is used.
-        Ok(Found { class, zspage: unsafe { Zspage::new(header, class.shape, class.frames_at) }, place })
+        Ok(Found { class, zspage: unsafe { Zspage::new(header, class) }, place })
     }
 
     /// Finds an object and keeps it from moving. To be undone with [`unpin`](Self::unpin).
@@ -99,13 +100,13 @@ impl<E: ZsEnv> Pool<E> {
         if let Err(damage) = result {
             self.report_damage(damage);
         }
-        self.release(released, class);
+        self.release(&mut released, class);
     }
 
     #[inline(always)]
-    fn runs_of(&self, found: &Found<'_>) -> Result<Runs, AccessError> {
-        let runs = found.zspage.runs(found.place.slot(), found.place.len());
-        runs.ok_or(AccessError::Corrupt(Corruption { zspage: found.place.zspage(), what: "frame word" }))
+    fn runs_of(&self, found: &Found<'_>) -> Runs {
+        // SAFETY: the object is alive there, so slot and frames exist.
+        unsafe { found.zspage.runs_of(found.place.slot(), found.place.len()) }
     }
 
     /// How many bytes an object has.
@@ -129,13 +130,7 @@ impl<E: ZsEnv> Pool<E> {
     #[inline]
     pub fn read<'a>(&'a self, handle: Handle, buffer: &'a mut [u8]) -> Result<ReadGuard<'a, E>, AccessError> {
         let found = self.pin(handle)?;
-        let runs = match self.runs_of(&found) {
-            Ok(runs) => runs,
-            Err(error) => {
-                self.unpin(&found);
-                return Err(error);
-            }
-        };
+        let runs = self.runs_of(&found);
         if runs.second_len == 0 {
             touch(&found);
             return Ok(ReadGuard { data: Data::Own(PartsGuard { pool: self, found, runs }) });
@@ -160,16 +155,9 @@ impl<E: ZsEnv> Pool<E> {
     #[inline]
     pub fn read_parts(&self, handle: Handle) -> Result<PartsGuard<'_, E>, AccessError> {
         let found = self.pin(handle)?;
-        match self.runs_of(&found) {
-            Ok(runs) => {
-                touch(&found);
-                Ok(PartsGuard { pool: self, found, runs })
-            }
-            Err(error) => {
-                self.unpin(&found);
-                Err(error)
-            }
-        }
+        let runs = self.runs_of(&found);
+        touch(&found);
+        Ok(PartsGuard { pool: self, found, runs })
     }
 
     /// Overwrites an object with `data`, whose length must belong to the same size class (as the same length does). For a
@@ -258,17 +246,17 @@ impl<E: ZsEnv> Pool<E> {
     /// # Errors
     /// [`AccessError`]: `Foreign`, `Stale`, `Corrupt`.
     #[doc(alias = "zs_free")]
-    #[inline]
+    #[inline(always)]
     pub fn free(&self, handle: Handle) -> Result<(), AccessError> {
         let entry = self.entry_of(handle)?;
+        let mut released = Released::new();
         loop {
-            let mut released = Released::new();
             let place = Entry(entry.load(Ordering::Acquire));
             if !place.fits(handle) {
                 return Err(AccessError::Stale(handle));
             }
-            let damaged = AccessError::Corrupt(Corruption { zspage: place.zspage(), what: "length" });
-            let class = self.class_for(place.len()).ok_or(damaged)?;
+            // SAFETY: an entry's length has twelve bits and counts from one.
+            let class = unsafe { self.class_of_length(place.len()) };
             let done = self.locked(class, |mut class| {
                 // Entries of live objects change under this lock, or by `write`.
                 if entry.load(Ordering::Relaxed) != place.0 {
@@ -278,12 +266,12 @@ impl<E: ZsEnv> Pool<E> {
                     class.pool.verify_place(place, handle.index(), class.class)?;
                 }
                 class.free(place, handle.index(), entry, &mut released)?;
-                if class.pool.config.moves_per_free != 0 && class.is_sparse() {
+                if class.pool.config.moves_per_free != 0 {
                     class.compact_a_little(&mut released)?;
                 }
                 Ok(true)
             });
-            self.release(released, class);
+            self.release(&mut released, class);
             match done {
                 Ok(true) => return Ok(()),
                 Ok(false) => {}

@@ -34,6 +34,8 @@ const GROW_LISTS: u32 = ((1 << FULL) - 1) << GROW;
 pub(crate) struct State {
     pub(crate) current: u32,
     pub(crate) source: u32,
+    /// The source's slots from here on hold nothing that can be moved.
+    pub(crate) source_end: u8,
     pub(crate) free_handles: u32,
     pub(crate) nr_free_handles: u32,
     /// The current zspage's header; null if there is none, and in verifying pools.
@@ -64,6 +66,7 @@ impl State {
         Self {
             current: NONE,
             source: NONE,
+            source_end: u8::MAX,
             free_handles: NONE,
             nr_free_handles: 0,
             current_header: core::ptr::null(),

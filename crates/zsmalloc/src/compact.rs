@@ -15,14 +15,14 @@ use kmem_sync::atomic::Ordering;
 use crate::class::Class;
 use crate::handle::Entry;
 use crate::locked::{Locked, MOVES_PER_SECTION, Released};
-use crate::zspage::{FIRST_SPECIAL, NONE, Zspage};
+use crate::zspage::{FIRST_SPECIAL, Inner, NONE, Zspage};
 use crate::{Corruption, Pool, ZsEnv};
 
 /// What one step came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Step {
-    /// An object was moved.
-    Moved,
+    /// So many objects were moved.
+    Moved(usize),
     /// There is nothing to gain, or nothing can be moved.
     Done,
     /// All holes are without frames; with this many frames, objects could be moved together and more frames given back.
@@ -41,35 +41,35 @@ pub trait Shrinker {
 impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     /// Whether the class has more holes than a free leaves alone.
     #[inline(always)]
-    pub(crate) fn is_sparse(&self) -> bool {
+    fn is_sparse(&self) -> bool {
         self.freeable() * 100 > self.state.frames * u64::from(self.pool.config.slack_percent)
     }
 
     /// The moves of one free.
+    #[inline(never)]
     pub(crate) fn compact_a_little(&mut self, released: &mut Released) -> Result<(), Corruption> {
-        for _ in 0..self.pool.config.moves_per_free.min(MOVES_PER_SECTION as u8) {
-            if self.step(released)? != Step::Moved || !self.is_sparse() {
-                break;
+        let mut left = usize::from(self.pool.config.moves_per_free).min(MOVES_PER_SECTION);
+        while left != 0 && self.is_sparse() {
+            match self.step(left, released)? {
+                Step::Moved(nr) => left = left.saturating_sub(nr),
+                _ => break,
             }
         }
         Ok(())
     }
 
-    /// Moves one object, if that gets the class nearer to giving back a frame.
-    fn step(&mut self, released: &mut Released) -> Result<Step, Corruption> {
-        if self.state.source == NONE {
-            // The destination first: it must not become the source.
-            let _ = self.destination()?;
-            if let Some(number) = self.state.emptiest() {
-                self.make_source(number)?;
-            }
-        }
+    /// Moves up to `limit` objects from one zspage to another, as long as that gets the class nearer to giving back a frame.
+    fn step(&mut self, limit: usize, released: &mut Released) -> Result<Step, Corruption> {
+        // The destination first: it must not become the source.
         let destination = self.destination()?;
         if self.state.source == NONE {
-            return match destination {
-                Some(number) => self.tighten(number, released),
-                None => Ok(Step::Done),
+            let Some(number) = self.state.emptiest() else {
+                return match destination {
+                    Some(number) => self.tighten(number, released),
+                    None => Ok(Step::Done),
+                };
             };
+            self.make_source(number)?;
         }
         let source = self.state.source;
         let destination = match destination {
@@ -87,19 +87,59 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
                 Err(missing) => return Ok(Step::Frames(missing)),
             },
         };
-        let from = self.zspage(source)?;
-        if let Some(slot) = self.last_movable(&from) {
-            let to = self.zspage(destination)?;
-            let hole = self.inner(&to).first_avail();
-            if let Some(hole) = hole
-                && self.move_object((source, from, slot), (destination, to, hole), released)?
-            {
-                return Ok(Step::Moved);
+        let (from, to) = (self.zspage(source)?, self.zspage(destination)?);
+        let moved = self.move_run(source, from, destination, to, limit, released)?;
+        if moved == 0 {
+            // A reader, an object just being stored, or one whose last reader has not left.
+            self.drop_source()?;
+            return Ok(Step::Done);
+        }
+        Ok(Step::Moved(moved))
+    }
+
+    /// Moves objects of the source, from the last one down, into holes of another zspage, until one of the two is through,
+    /// a class has no frame to gain, or `limit` objects were moved. Returns how many were.
+    fn move_run(
+        &mut self,
+        source: u32,
+        from: Zspage<'p>,
+        destination: u32,
+        to: Zspage<'p>,
+        limit: usize,
+        released: &mut Released,
+    ) -> Result<usize, Corruption> {
+        let mut slot = usize::from(self.state.source_end).min(from.shape().slots());
+        let (mut moved, mut frames) = (0, self.state.frames);
+        if !from.lock().try_exclusive() {
+            return Ok(0);
+        }
+        let mut result = Ok(());
+        while moved < limit && slot > 0 {
+            // SAFETY: below the number of slots.
+            if unsafe { from.slot(slot - 1) }.owner.load(Ordering::Acquire) >= FIRST_SPECIAL {
+                slot -= 1;
+                continue;
+            }
+            let Some(hole) = self.edit(&to, Inner::take_first) else { break };
+            // SAFETY: both slots exist, the object is alive in the one, the other has just been taken.
+            result = unsafe { self.move_object(source, (from, slot - 1), destination, (to, hole), released) };
+            if result.is_err() {
+                break;
+            }
+            slot -= 1;
+            moved += 1;
+            if self.state.frames != frames {
+                frames = self.state.frames;
+                if self.freeable() == 0 {
+                    break;
+                }
             }
         }
-        // A reader, an object just being stored, or one whose last reader has not left.
-        self.drop_source()?;
-        Ok(Step::Done)
+        self.state.source_end = slot as u8;
+        let _ = from.lock().end_exclusive();
+        result?;
+        self.settle(source, &from, released)?;
+        Ok(moved)
     }
 
     /// Puts frames that have just become free under the first hole of the fullest zspage, and makes that the destination;
@@ -129,61 +169,60 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     fn tighten(&mut self, number: u32, released: &mut Released) -> Result<Step, Corruption> {
         let zspage = self.zspage(number)?;
         let hole = self.inner(&zspage).first_avail();
-        if let (Some(slot), Some(hole)) = (self.last_movable(&zspage), hole)
-            && hole < slot
-            && self.move_object((number, zspage, slot), (number, zspage, hole), released)?
-        {
-            return Ok(Step::Moved);
+        let last = (0..zspage.shape().slots()).rev().find(|&slot| zspage.owner(slot) < FIRST_SPECIAL);
+        let (Some(slot), Some(hole)) = (last, hole) else { return Ok(Step::Done) };
+        if hole > slot || !zspage.lock().try_exclusive() {
+            return Ok(Step::Done);
         }
-        Ok(Step::Done)
+        let _ = self.edit(&zspage, Inner::take_first);
+        // SAFETY: both slots exist, the object is alive in the one, the other has just been taken.
+        let result = unsafe { self.move_object(number, (zspage, slot), number, (zspage, hole), released) };
+        let _ = zspage.lock().end_exclusive();
+        result?;
+        self.settle(number, &zspage, released)?;
+        Ok(Step::Moved(1))
     }
 
-    /// Moves an object to a free slot; `false` if a reader is inside.
-    fn move_object(
+    /// Moves an object to a slot that was taken for it.
+    ///
+    /// # Safety
+    /// Both slots exist, the source's lock word is exclusively ours, and the object is alive there.
+    #[inline(always)]
+    unsafe fn move_object(
         &mut self,
-        (source, from, slot): (u32, Zspage<'p>, usize),
-        (destination, to, hole): (u32, Zspage<'p>, usize),
+        source: u32,
+        (from, slot): (Zspage<'p>, usize),
+        destination: u32,
+        (to, hole): (Zspage<'p>, usize),
         released: &mut Released,
-    ) -> Result<bool, Corruption> {
-        let damaged = self.damage(source, "slot owner");
-        let index = from.owner(slot);
-        let (true, Some(entry)) = (index < FIRST_SPECIAL, self.pool.entry(index)) else { return Err(damaged) };
-        if !from.lock().try_exclusive() {
-            return Ok(false);
-        }
+    ) -> Result<(), Corruption> {
+        // SAFETY: they exist (the caller's promise).
+        let (old_slot, new_slot) = unsafe { (from.slot(slot), to.slot(hole)) };
+        let index = old_slot.owner.load(Ordering::Relaxed);
+        let entry = self.pool.entry(index).ok_or(self.damage(source, "slot owner"))?;
         let place = Entry(entry.load(Ordering::Relaxed));
-        let runs = (from.runs(slot, place.len()), to.runs(hole, place.len()));
-        let slots = (from.slots().get(slot), to.slots().get(hole));
-        let ((Some(old), Some(new)), (Some(old_slot), Some(new_slot))) = (runs, slots) else {
-            let _ = from.lock().end_exclusive();
-            return Err(damaged);
-        };
+        let len = place.len();
         old_slot.token.with(|_| {
-            // SAFETY: nobody is inside the source, the object is alive there; the hole is free, both slots are of one size
-            // and differ.
-            new_slot.token.with_mut(|_| unsafe { new.copy_from(&old) })
+            // SAFETY: nobody is inside the source, the object is alive there; the hole is ours; both have their frames, are
+            // of one size, and differ.
+            new_slot.token.with_mut(|_| unsafe { to.runs_of(hole, len).copy_from(&from.runs_of(slot, len)) });
         });
         // Release pairs with the acquire of readers' loads.
-        entry.store(place.moved(place.len(), hole, destination).0, Ordering::Release);
-        let _ = from.lock().end_exclusive();
+        entry.store(place.moved(len, hole, destination).0, Ordering::Release);
         if self.pool.verify {
             // SAFETY: verifying pools set records up with lengths.
-            if let Some(len) = unsafe { to.lens() }.get(hole) {
-                len.store(place.len() as u16, Ordering::Relaxed);
+            if let Some(shadow) = unsafe { to.lens() }.get(hole) {
+                shadow.store(len as u16, Ordering::Relaxed);
             }
         }
         new_slot.owner.store(index, Ordering::Relaxed);
-        // SAFETY: the hole's slot was found above.
-        unsafe { to.count_object(hole, 1) };
-        self.edit(&to, |inner| {
-            inner.clear_avail(hole);
-            inner.inuse = inner.inuse.wrapping_add(1);
-        });
         self.state.inuse += 1;
-        // SAFETY: the object was there.
-        unsafe { self.free_slot(&from, slot, released) };
-        self.settle(source, &from, released)?;
-        Ok(true)
+        // SAFETY: they exist (the caller's promise).
+        unsafe {
+            to.count_object(hole, 1);
+            self.free_slot(&from, slot, released);
+        }
+        Ok(())
     }
 }
 
@@ -223,24 +262,24 @@ impl<E: ZsEnv> Pool<E> {
         let mut released = Released::new();
         loop {
             let step = self.locked(class, |mut class| {
-                for _ in 0..MOVES_PER_SECTION {
+                let mut left = MOVES_PER_SECTION;
+                while left != 0 {
                     if class.freeable() == 0 || moves_left == 0 || gained >= goal {
                         return Ok(Step::Done);
                     }
-                    moves_left -= 1;
                     let before = class.state.frames.cast_signed();
-                    let step = class.step(&mut released)?;
+                    let step = class.step(left, &mut released)?;
                     gained += before - class.state.frames.cast_signed();
-                    if step != Step::Moved {
-                        return Ok(step);
-                    }
+                    let Step::Moved(nr) = step else { return Ok(step) };
+                    left = left.saturating_sub(nr);
+                    moves_left = moves_left.saturating_sub(nr as u64);
                 }
-                Ok(Step::Moved)
+                Ok(Step::Moved(MOVES_PER_SECTION))
             });
             // Two frames are kept: they may be needed where all holes are without frames.
             self.release_but(&mut released, class, if step == Ok(Step::Done) { 0 } else { 2 });
             match step {
-                Ok(Step::Moved) => {}
+                Ok(Step::Moved(_)) => {}
                 Ok(Step::Frames(nr)) if self.borrow_frames(&mut released, nr) => {}
                 Ok(_) => break,
                 Err(damage) => {

@@ -118,6 +118,7 @@ impl Shape {
 pub struct Geometry {
     chain: u8,
     granule_shift: u8,
+    granule_mask: u16,
     nr_classes: u8,
     /// The class of each length, in granules rounded up.
     class_of: [u8; NR_BUCKETS],
@@ -129,7 +130,7 @@ impl Geometry {
     pub const fn new(chain: u8, granule: u16) -> Self {
         let granule = if granule < 16 { 16 } else { granule as usize };
         let shift = granule.trailing_zeros();
-        let mut this = Self { chain, granule_shift: shift as u8, nr_classes: 0, class_of: [0; NR_BUCKETS] };
+        let mut this = Self { chain, granule_shift: shift as u8, granule_mask: granule as u16 - 1, nr_classes: 0, class_of: [0; NR_BUCKETS] };
         let mut bucket = 0;
         let mut class = 0;
         let mut before: Option<Shape> = None;
@@ -162,7 +163,7 @@ impl Geometry {
     /// A length in granules, rounded up.
     #[inline(always)]
     pub(crate) const fn bucket_of(&self, len: usize) -> usize {
-        (len + (1 << self.granule_shift) - 1) >> self.granule_shift
+        (len + self.granule_mask as usize) >> self.granule_shift
     }
 
     /// The shape of a class, and `None` beyond the last. Slow: looks through the sizes.

@@ -17,7 +17,7 @@ use crate::zspage::{FIRST_SPECIAL, FrameWord, Inner, NO_CLASS, NONE, PENDING_FRE
 use crate::{Corruption, Pool, ZsEnv};
 
 /// The most objects that one locked section moves.
-pub(crate) const MOVES_PER_SECTION: usize = 4;
+pub(crate) const MOVES_PER_SECTION: usize = 8;
 /// A free empties at most two frames, and so does a move; two more are kept from section to section of a compaction.
 const MAX_RELEASED: usize = 2 + 2 * MOVES_PER_SECTION;
 
@@ -152,7 +152,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     pub(crate) fn view(&self, number: u32) -> Result<Zspage<'p>, Corruption> {
         let header = self.pool.header(number).ok_or(Corruption { zspage: number, what: "zspage number" })?;
         // SAFETY: numbers in entries and lists of this class name records that were set up for it.
-        Ok(unsafe { Zspage::new(header, self.class.shape, self.class.frames_at) })
+        Ok(unsafe { Zspage::new(header, self.class) })
     }
 
     /// A copy of a zspage's inner part.
@@ -173,39 +173,55 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         result
     }
 
-    /// Reserves a slot and a handle for an object of `len` bytes, if that takes neither memory nor another zspage.
+    /// Reserves a slot and a handle for an object of `len` bytes, if that takes neither memory nor another zspage, and the
+    /// pool does not verify.
     #[inline(always)]
     pub(crate) fn reserve_fast(&mut self, len: usize) -> Option<Reserved<'p>> {
         // SAFETY: null, or the header of the current zspage, whose record stays as long as the pool.
         let header = unsafe { self.state.current_header.as_ref() }?;
         // SAFETY: the current zspage is one of this class.
-        let zspage = unsafe { Zspage::new(header, self.class.shape, self.class.frames_at) };
-        self.take_slot(self.state.current, zspage, len)
+        let zspage = unsafe { Zspage::new(header, self.class) };
+        // There is no entry with the index `NONE`.
+        let entry = self.pool.entry(self.state.free_handles)?;
+        // SAFETY: we hold the class lock, and the closure makes no other call.
+        let slot = unsafe { zspage.with_inner(Inner::take_first) }?;
+        // SAFETY: bits of `avail` stand for slots that exist.
+        Some(unsafe { self.reserve_slot(self.state.current, zspage, slot, entry, len) })
     }
 
-    /// Takes the first slot of the current zspage and a free handle.
+    /// Reserves a slot that has just been taken out of `avail`, and the first free handle.
+    ///
+    /// # Safety
+    /// The slot exists.
     #[inline(always)]
-    fn take_slot(&mut self, number: u32, zspage: Zspage<'p>, len: usize) -> Option<Reserved<'p>> {
+    unsafe fn reserve_slot(
+        &mut self,
+        number: u32,
+        zspage: Zspage<'p>,
+        slot: usize,
+        entry: &'p AtomicU64,
+        len: usize,
+    ) -> Reserved<'p> {
         let index = self.state.free_handles;
-        // There is no entry with the index `NONE`.
-        let entry = self.pool.entry(index)?;
-        let slot = self.edit(&zspage, |inner| {
-            let slot = inner.first_avail()?;
-            inner.clear_avail(slot);
-            inner.inuse = inner.inuse.wrapping_add(1);
-            Some(slot)
-        })?;
         let free = Entry(entry.load(Ordering::Relaxed));
         self.state.free_handles = free.next();
-        self.state.nr_free_handles -= 1;
-        self.state.inuse += 1;
-        self.state.bytes += len as u64;
-        // SAFETY: bits of `avail` stand for slots that exist.
+        self.state.nr_free_handles = self.state.nr_free_handles.wrapping_sub(1);
+        self.state.inuse = self.state.inuse.wrapping_add(1);
+        self.state.bytes = self.state.bytes.wrapping_add(len as u64);
+        // SAFETY: the caller's promise.
         unsafe {
             zspage.slot(slot).owner.store(RESERVED, Ordering::Relaxed);
             zspage.count_object(slot, 1);
         }
-        Some(Reserved { zspage, number, slot, index, entry, free })
+        Reserved { zspage, number, slot, index, entry, free }
+    }
+
+    /// Takes the first slot of the current zspage and a free handle.
+    fn take_slot(&mut self, number: u32, zspage: Zspage<'p>, len: usize) -> Option<Reserved<'p>> {
+        let entry = self.pool.entry(self.state.free_handles)?;
+        let slot = self.edit(&zspage, Inner::take_first)?;
+        // SAFETY: bits of `avail` stand for slots that exist.
+        Some(unsafe { self.reserve_slot(number, zspage, slot, entry, len) })
     }
 
     /// Reserves a slot and a handle, taking memory from `stash`, or says what is missing.
@@ -278,7 +294,8 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     pub(crate) fn destination(&mut self) -> Result<Option<u32>, Corruption> {
         if self.state.current != NONE {
             let zspage = self.zspage(self.state.current)?;
-            if self.inner(&zspage).nr_avail != 0 {
+            // SAFETY: we hold the class lock, and the closure makes no other call.
+            if unsafe { zspage.with_inner(|inner| inner.nr_avail) } != 0 {
                 return Ok(Some(self.state.current));
             }
         }
@@ -304,7 +321,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     fn new_zspage(&mut self, record: u32) -> Result<Zspage<'p>, Corruption> {
         let header = self.pool.header(record).ok_or(self.damage(record, "zspage number"))?;
         // SAFETY: the record is unused and large enough: it came from the class's bucket.
-        let zspage = unsafe { Zspage::set_up(header, self.class.shape, self.pool.verify) };
+        let zspage = unsafe { Zspage::set_up(header, self.class, self.pool.verify) };
         zspage.class().store(self.class.index.into(), Ordering::Relaxed);
         self.edit(&zspage, |inner| *inner = Inner::new(CURRENT));
         self.state.zspages += 1;
@@ -338,8 +355,8 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         let first = zspage.frames().iter().position(|word| !FrameWord(word.load(Ordering::Relaxed)).is_backed());
         let first = first.ok_or(self.damage(number, "object count"))?;
         // Slots that touch a missing frame are free. The first of them may begin in the frame before, which is there.
-        let (slot, _) = zspage.shape.slots_of(first);
-        let (_, last) = zspage.shape.frames_of(slot);
+        let (slot, _) = zspage.shape().slots_of(first);
+        let (_, last) = zspage.shape().frames_of(slot);
         Ok((first, if last != first && !zspage.frame(last).is_backed() { last } else { first }))
     }
 
@@ -349,15 +366,13 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         zspage.set_frame(frame, FrameWord::backed(address));
         self.state.frames += 1;
         self.pool.frames.add(1);
-        let (start, end) = zspage.shape.slots_of(frame);
+        let (start, end) = zspage.shape().slots_of(frame);
         // Slots that touch a frame that was missing are free; those at the edges may miss another one.
         let is_first_whole = zspage.is_slot_backed(start);
-        let is_last_whole = end == start || zspage.is_slot_backed(end - 1);
-        self.edit(zspage, |inner| {
-            for slot in start + usize::from(!is_first_whole)..end - usize::from(!is_last_whole && end > start + 1) {
-                inner.set_avail(slot);
-            }
-        });
+        let is_last_whole = zspage.is_slot_backed(end - 1);
+        let start = start + usize::from(!is_first_whole);
+        let end = end - usize::from(!is_last_whole);
+        self.edit(zspage, |inner| inner.set_range(start, end));
     }
 
     /// Takes an unused frame from under a zspage.
@@ -370,14 +385,8 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         self.pool.disclaim_frame(pfn);
         zspage.set_frame(frame, FrameWord(0));
         self.state.frames -= 1;
-        let (start, end) = zspage.shape.slots_of(frame);
-        self.edit(zspage, |inner| {
-            for slot in start..end {
-                if inner.is_avail(slot) {
-                    inner.clear_avail(slot);
-                }
-            }
-        });
+        let (start, end) = zspage.shape().slots_of(frame);
+        self.edit(zspage, |inner| inner.clear_range(start, end));
         released.push_frame(pfn);
     }
 
@@ -456,7 +465,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     #[cold]
     #[inline(never)]
     fn unback_empty(&mut self, zspage: &Zspage<'p>, slot: usize, released: &mut Released) {
-        let (first, last) = zspage.shape.frames_of(slot);
+        let (first, last) = zspage.shape().frames_of(slot);
         self.unback(zspage, first, released);
         if last != first {
             self.unback(zspage, last, released);
@@ -496,7 +505,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
 
     /// Whether a zspage has no frame.
     pub(crate) fn is_bare(&self, zspage: &Zspage<'p>) -> bool {
-        (0..zspage.shape.frames()).all(|frame| !zspage.frame(frame).is_backed())
+        (0..zspage.shape().frames()).all(|frame| !zspage.frame(frame).is_backed())
     }
 
     pub(crate) fn retire_record(&mut self, number: u32, zspage: &Zspage<'p>, released: &mut Released) {
@@ -545,7 +554,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         if !zspage.lock().begin_reap() {
             return Ok(());
         }
-        for slot in 0..zspage.shape.slots() {
+        for slot in 0..zspage.shape().slots() {
             if zspage.owner(slot) == PENDING_FREE {
                 self.state.pending -= 1;
                 // SAFETY: counted up to the number of slots.
@@ -553,18 +562,12 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
             }
         }
         // What did not fit in `released` is frames without objects; they go now if at all.
-        for frame in 0..zspage.shape.frames().min(MAX_FRAMES) {
+        for frame in 0..zspage.shape().frames().min(MAX_FRAMES) {
             if zspage.frame(frame).is_backed() && zspage.frame(frame).live() == 0 {
                 self.unback(&zspage, frame, released);
             }
         }
         self.settle(number, &zspage, released)
-    }
-
-    /// The last slot of a zspage whose object can be moved, if its every object can be: `Err(())` if something in it is
-    /// being stored or awaits its last reader.
-    pub(crate) fn last_movable(&self, zspage: &Zspage<'p>) -> Option<usize> {
-        (0..zspage.shape.slots()).rev().find(|&slot| zspage.owner(slot) < FIRST_SPECIAL)
     }
 
     /// Takes a zspage off wherever it is and makes it the one that compaction empties.
@@ -573,6 +576,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         let zspage = self.view(number)?;
         self.edit(&zspage, |inner| inner.list = SOURCE);
         self.state.source = number;
+        self.state.source_end = u8::MAX;
         Ok(())
     }
 
@@ -601,9 +605,9 @@ pub(crate) fn is_list(list: u8) -> bool {
 impl<E: ZsEnv> Pool<E> {
     /// Gives back what a locked section left.
     #[inline(always)]
-    pub(crate) fn release(&self, mut released: Released, class: &Class) {
+    pub(crate) fn release(&self, released: &mut Released, class: &Class) {
         if released.is_used {
-            self.release_slow(&mut released, class);
+            self.release_slow(released, class);
         }
     }
 
@@ -615,7 +619,7 @@ impl<E: ZsEnv> Pool<E> {
                 released.push_frame(pfn);
             }
         }
-        self.release(rest, class);
+        self.release(&mut rest, class);
     }
 
     #[cold]

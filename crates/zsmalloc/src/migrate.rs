@@ -33,7 +33,7 @@ impl<E: ZsEnv> Pool<E> {
             }
             Some(f(&mut locked, number, &zspage, frame, &mut released))
         });
-        self.release(released, class);
+        self.release(&mut released, class);
         result
     }
 }
@@ -76,7 +76,7 @@ unsafe impl<E: ZsEnv + Sync> MovableOwner for Pool<E> {
             if !word.is_isolated() {
                 return Err(MigrateError::Permanent(source));
             }
-            let (start, end) = zspage.shape.slots_of(frame);
+            let (start, end) = zspage.shape().slots_of(frame);
             let slots = zspage.slots().get(start..end).unwrap_or(&[]);
             if slots.iter().any(|slot| slot.owner.load(Ordering::Acquire) == RESERVED) {
                 return Err(MigrateError::Again(source));

@@ -34,7 +34,8 @@ const CLASS_FRAMES: usize = 256 / CLASSES;
 /// Dropping a pool frees everything in it; [`destroy`](Self::destroy) refuses if objects are left.
 ///
 /// # Invariants
-/// 1. The first `geometry.nr_classes()` classes are initialised, in frames that live as long as the pool.
+/// 1. The first `geometry.nr_classes()` classes are initialised, in frames that live as long as the pool; `by_length` has one
+///    for each length.
 /// 2. A live entry names a slot of a zspage of the class that its length belongs to; the slot's owner is the entry's index
 ///    (or `RESERVED` until the store is over).
 pub struct Pool<E: ZsEnv> {
@@ -167,6 +168,16 @@ impl<E: ZsEnv> Pool<E> {
     }
 
     /// The class for objects of `len` bytes.
+    ///
+    /// # Safety
+    /// `len` is 1..=4096.
+    #[inline(always)]
+    pub(crate) unsafe fn class_of_length(&self, len: usize) -> &Class {
+        // SAFETY: lengths up to a page have a class (invariant 1).
+        unsafe { &**self.by_length.get_unchecked(self.geometry.bucket_of(len)) }
+    }
+
+    /// The class for objects of `len` bytes, if that is a length an object can have.
     #[inline(always)]
     pub(crate) fn class_for(&self, len: usize) -> Option<&Class> {
         let class = *self.by_length.get(self.geometry.bucket_of(len))?;
@@ -208,7 +219,7 @@ impl<E: ZsEnv> Pool<E> {
     fn free_zspage_frames(&self, class: &Class, number: u32) -> Option<u32> {
         self.locked(class, |locked| {
             let zspage = locked.zspage(number).map_err(|damage| self.report_damage(damage)).ok()?;
-            for frame in 0..zspage.shape.frames() {
+            for frame in 0..zspage.shape().frames() {
                 let word = zspage.frame(frame);
                 if !word.is_backed() {
                     continue;

@@ -11,8 +11,9 @@ use kmem_gfp::{FrameTable, Gfp, NodeId, Order, PAGE_SIZE, PageAllocator};
 use kmem_sync::atomic::Ordering;
 
 use crate::class::Class;
-use crate::handle::Handle;
+use crate::handle::{Entry, Handle};
 use crate::locked::{Reserve, Reserved, Stash};
+use crate::zspage::Slot;
 use crate::{Pool, StoreError, ZsEnv};
 
 impl<E: ZsEnv> Pool<E> {
@@ -24,7 +25,7 @@ impl<E: ZsEnv> Pool<E> {
     /// # Errors
     /// [`StoreError`]; nothing has changed.
     #[doc(alias("zs_malloc", "zs_obj_write"))]
-    #[inline]
+    #[inline(always)]
     pub fn store(&self, data: &[u8], gfp: Gfp) -> Result<Handle, StoreError> {
         self.store_on(data, gfp, None)
     }
@@ -33,58 +34,52 @@ impl<E: ZsEnv> Pool<E> {
     ///
     /// # Errors
     /// Those of [`store`](Self::store).
-    #[inline]
+    #[inline(always)]
     pub fn store_on(&self, data: &[u8], gfp: Gfp, node: Option<NodeId>) -> Result<Handle, StoreError> {
         let len = data.len();
         if len.wrapping_sub(1) >= PAGE_SIZE {
             return Err(if len == 0 { StoreError::Empty } else { StoreError::TooLarge { len } });
         }
-        let class = self.class_for(len).ok_or(StoreError::TooLarge { len })?;
-        let reserved = match self.locked(class, |mut class| class.reserve_fast(len)) {
-            Some(reserved) => reserved,
-            None => self.reserve_slow(class, len, gfp, node)?,
+        // SAFETY: the length has just been compared.
+        let class = unsafe { self.class_of_length(len) };
+        let Some(reserved) = self.locked(class, |mut class| class.reserve_fast(len)) else {
+            return self.store_slow(class, data, gfp, node);
         };
-        self.finish_store(class, &reserved, data)
-    }
-
-    #[inline(always)]
-    fn finish_store(&self, class: &Class, reserved: &Reserved<'_>, data: &[u8]) -> Result<Handle, StoreError> {
-        let damaged = |what| StoreError::Corrupt(crate::Corruption { zspage: reserved.number, what });
-        // SAFETY: slots that are reserved exist.
-        let slot = unsafe { reserved.zspage.slot(reserved.slot) };
-        // SAFETY: as above; the class's slots have room for the length.
-        let runs = unsafe { reserved.zspage.runs_of(reserved.slot, data.len()) }.ok_or(damaged("frame word"))?;
-        // SAFETY: the slot is reserved for us, and its frames stay under it.
-        slot.token.with_mut(|_| unsafe { runs.write(data) });
-        let entry = reserved.free.live(data.len(), reserved.slot, reserved.number);
-        let publish = || {
-            // Release pairs with the acquire of readers' loads of the entry.
-            reserved.entry.store(entry.0, Ordering::Release);
-            // Release pairs with the acquire in `Zspage::owner`: who finds the index finds bytes and entry.
-            slot.owner.store(reserved.index, Ordering::Release);
-        };
-        if self.verify {
-            self.publish_verified(class, reserved, data.len(), publish);
-        } else {
-            publish();
-        }
+        // SAFETY: reserved for us, in a class for this length.
+        let slot = unsafe { fill(&reserved, data) };
+        let entry = reserved.free.live(len, reserved.slot, reserved.number);
+        publish(&reserved, slot, entry);
         Ok(Handle::pack(self.tag, entry, reserved.index))
     }
 
     #[cold]
-    fn publish_verified(&self, class: &Class, reserved: &Reserved<'_>, len: usize, publish: impl FnOnce()) {
-        self.locked(class, |_| {
-            // SAFETY: verifying pools set records up with lengths.
-            if let Some(slot) = unsafe { reserved.zspage.lens() }.get(reserved.slot) {
-                slot.store(len as u16, Ordering::Relaxed);
-            }
-            publish();
-        });
+    #[inline(never)]
+    fn store_slow(
+        &self,
+        class: &Class,
+        data: &[u8],
+        gfp: Gfp,
+        node: Option<NodeId>,
+    ) -> Result<Handle, StoreError> {
+        let reserved = self.reserve_slow(class, data.len(), gfp, node)?;
+        // SAFETY: reserved for us, in a class for this length.
+        let slot = unsafe { fill(&reserved, data) };
+        let entry = reserved.free.live(data.len(), reserved.slot, reserved.number);
+        if self.verify {
+            self.locked(class, |_| {
+                // SAFETY: verifying pools set records up with lengths.
+                if let Some(len) = unsafe { reserved.zspage.lens() }.get(reserved.slot) {
+                    len.store(data.len() as u16, Ordering::Relaxed);
+                }
+                publish(&reserved, slot, entry);
+            });
+        } else {
+            publish(&reserved, slot, entry);
+        }
+        Ok(Handle::pack(self.tag, entry, reserved.index))
     }
 
     /// Reserves a slot when memory is needed, or another zspage.
-    #[cold]
-    #[inline(never)]
     fn reserve_slow<'p>(
         &'p self,
         class: &'p Class,
@@ -124,4 +119,26 @@ impl<E: ZsEnv> Pool<E> {
         }
         Ok(())
     }
+}
+
+/// Copies an object into its slot.
+///
+/// # Safety
+/// The slot was reserved for the caller by a class for objects of this length, and has not been published.
+#[inline(always)]
+unsafe fn fill<'p>(reserved: &Reserved<'p>, data: &[u8]) -> &'p Slot {
+    // SAFETY: slots that are reserved exist, and their frames stay under them; the length is the class's (the caller).
+    let (slot, runs) = unsafe { (reserved.zspage.slot(reserved.slot), reserved.zspage.runs_of(reserved.slot, data.len())) };
+    // SAFETY: the slot is the caller's alone, and `runs` are as long as `data`.
+    slot.token.with_mut(|_| unsafe { runs.write(data) });
+    slot
+}
+
+/// Makes the handle work and the object movable.
+#[inline(always)]
+fn publish(reserved: &Reserved<'_>, slot: &Slot, entry: Entry) {
+    // Release pairs with the acquire of readers' loads of the entry.
+    reserved.entry.store(entry.0, Ordering::Release);
+    // Release pairs with the acquire in `Zspage::owner`: who finds the index finds bytes and entry.
+    slot.owner.store(reserved.index, Ordering::Release);
 }

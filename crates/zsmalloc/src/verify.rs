@@ -43,7 +43,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         check(number, "sum", unsafe { zspage.sum() }.load(Ordering::Relaxed) == inner.sum())?;
         check(number, "list", is_list(inner.list))?;
         let mut inuse = 0;
-        for slot in 0..zspage.shape.slots() {
+        for slot in 0..zspage.shape().slots() {
             let owner = zspage.owner(slot);
             if owner < FIRST_SPECIAL {
                 self.pool.verify_owner(number, &zspage, slot, owner)?;
@@ -53,7 +53,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
             check(number, "slot owner", inner.is_avail(slot) == is_avail)?;
         }
         check(number, "object count", inuse == inner.inuse as usize)?;
-        (0..zspage.shape.frames()).try_for_each(|frame| self.pool.verify_frame(number, &zspage, frame))
+        (0..zspage.shape().frames()).try_for_each(|frame| self.pool.verify_frame(number, &zspage, frame))
     }
 }
 
@@ -76,7 +76,7 @@ impl<E: ZsEnv> Pool<E> {
         let pfn = self.env.frames().frame_of(word.address());
         let state = pfn.and_then(|pfn| self.frame_state(pfn));
         check(number, "frame word", state == Some(u64::from(number) << 8 | frame as u64))?;
-        let (start, end) = zspage.shape.slots_of(frame);
+        let (start, end) = zspage.shape().slots_of(frame);
         let live = (start..end).filter(|&slot| zspage.owner(slot) != NONE).count();
         check(number, "frame count", word.live() == live as u64)
     }
@@ -87,10 +87,10 @@ impl<E: ZsEnv> Pool<E> {
     pub(crate) fn verify_object(&self, found: &Found<'_>, index: u32) -> Result<(), Corruption> {
         let (number, slot, zspage) = (found.place.zspage(), found.place.slot(), &found.zspage);
         check(number, "class", zspage.class().load(Ordering::Relaxed) == u16::from(found.class.index))?;
-        check(number, "slot number", slot < zspage.shape.slots())?;
+        check(number, "slot number", slot < zspage.shape().slots())?;
         check(number, "slot owner", zspage.owner(slot) == index)?;
         self.verify_owner(number, zspage, slot, index)?;
-        let (first, last) = zspage.shape.frames_of(slot);
+        let (first, last) = zspage.shape().frames_of(slot);
         for frame in first..=last {
             let word = zspage.frame(frame);
             let pfn = self.env.frames().frame_of(word.address()).filter(|_| word.is_backed());
@@ -108,7 +108,7 @@ impl<E: ZsEnv> Pool<E> {
         check(number, "zspage number", self.names_record(number, class.bucket))?;
         let header = self.header(number).ok_or(Corruption { zspage: number, what: "zspage number" })?;
         // SAFETY: a record of the class's bucket; its class is checked next, before more than the header is used.
-        let zspage = unsafe { Zspage::new(header, class.shape, class.frames_at) };
+        let zspage = unsafe { Zspage::new(header, class) };
         check(number, "class", zspage.class().load(Ordering::Relaxed) == u16::from(class.index))?;
         check(number, "slot number", place.slot() < class.shape.slots())?;
         check(number, "slot owner", zspage.owner(place.slot()) == index)?;

@@ -23,6 +23,7 @@ use kmem_gfp::{FrameTable, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use kmem_sync::UnsafeCell;
 use kmem_sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
+use crate::class::Class;
 use crate::geometry::Shape;
 use crate::lock_word::LockWord;
 
@@ -69,12 +70,26 @@ impl Inner {
     #[inline(always)]
     pub(crate) fn first_avail(&self) -> Option<usize> {
         let mut base = 0;
-        if self.avail[0] != 0 {
-            return Some(self.avail[0].trailing_zeros() as usize);
-        }
         for &word in &self.avail {
             if word != 0 {
                 return Some(base + word.trailing_zeros() as usize);
+            }
+            base += 32;
+        }
+        None
+    }
+
+    /// Takes the first usable slot into use.
+    #[inline(always)]
+    pub(crate) fn take_first(&mut self) -> Option<usize> {
+        let mut base = 0;
+        for word in &mut self.avail {
+            if *word != 0 {
+                let slot = base + word.trailing_zeros() as usize;
+                *word &= *word - 1;
+                self.nr_avail = self.nr_avail.wrapping_sub(1);
+                self.inuse = self.inuse.wrapping_add(1);
+                return Some(slot);
             }
             base += 32;
         }
@@ -99,6 +114,30 @@ impl Inner {
         if let Some(word) = self.avail.get_mut(slot >> 5) {
             *word &= !(1 << (slot & 31));
             self.nr_avail = self.nr_avail.wrapping_sub(1);
+        }
+    }
+
+    /// The bits of a word of `avail` that stand for slots `start..end`.
+    #[inline(always)]
+    fn bits(word: usize, start: usize, end: usize) -> u32 {
+        let first = start.saturating_sub(32 * word).min(32);
+        let end = end.saturating_sub(32 * word).min(32);
+        if end <= first { 0 } else { (((1_u64 << (end - first)) - 1) << first) as u32 }
+    }
+
+    pub(crate) fn set_range(&mut self, start: usize, end: usize) {
+        for (index, word) in self.avail.iter_mut().enumerate().take(end.div_ceil(32)).skip(start / 32) {
+            let bits = Self::bits(index, start, end);
+            self.nr_avail = self.nr_avail.wrapping_add((bits & !*word).count_ones() as u8);
+            *word |= bits;
+        }
+    }
+
+    pub(crate) fn clear_range(&mut self, start: usize, end: usize) {
+        for (index, word) in self.avail.iter_mut().enumerate().take(end.div_ceil(32)).skip(start / 32) {
+            let bits = Self::bits(index, start, end);
+            self.nr_avail = self.nr_avail.wrapping_sub((bits & *word).count_ones() as u8);
+            *word &= !bits;
         }
     }
 
@@ -250,34 +289,39 @@ impl Layout {
     }
 }
 
-/// A zspage's record, seen through its class's shape.
+/// A zspage's record, seen through its class.
 ///
 /// # Invariants
-/// `header` starts a record that was [`set up`](Self::set_up) for `shape`, in memory that stays as long as the pool.
+/// `header` starts a record that was [`set up`](Self::set_up) for `class`, in memory that stays as long as the pool.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Zspage<'p> {
     header: &'p Header,
-    pub(crate) shape: Shape,
-    /// Where the frames' words are.
-    frames_at: u16,
+    class: &'p Class,
 }
 
 impl<'p> Zspage<'p> {
     /// # Safety
-    /// The invariant; `frames_at` is what [`Layout`] says. For uses of the header alone the record may belong to another class.
+    /// The invariant. For uses of the header alone the record may belong to another class.
     #[inline(always)]
-    pub(crate) unsafe fn new(header: &'p Header, shape: Shape, frames_at: u16) -> Self {
+    pub(crate) unsafe fn new(header: &'p Header, class: &'p Class) -> Self {
         // INVARIANT: the caller's promise.
-        Self { header, shape, frames_at }
+        Self { header, class }
+    }
+
+    /// How it is cut.
+    #[inline(always)]
+    pub(crate) fn shape(&self) -> &'p Shape {
+        &self.class.shape
     }
 
     /// Writes slots, frames and shadow of an unused record; the header stays.
     ///
     /// # Safety
     /// The record at `header` has room for `layout`, and nobody uses more of it than its lock word and class.
-    pub(crate) unsafe fn set_up(header: &'p Header, shape: Shape, verify: bool) -> Self {
-        let layout = Layout::new(shape, verify);
-        let this = Self { header, shape, frames_at: layout.frames as u16 };
+    pub(crate) unsafe fn set_up(header: &'p Header, class: &'p Class, verify: bool) -> Self {
+        let shape = &class.shape;
+        let layout = Layout::new(*shape, verify);
+        let this = Self { header, class };
         let base = this.base();
         for i in 0..shape.slots() {
             let slot = Slot { owner: AtomicU32::new(NONE), token: UnsafeCell::new(()) };
@@ -334,7 +378,7 @@ impl<'p> Zspage<'p> {
     #[inline(always)]
     pub(crate) fn slots(&self) -> &'p [Slot] {
         // SAFETY: the slots of the shape were written by `set_up` (type invariant); `SLOTS_AT` is aligned for them.
-        unsafe { core::slice::from_raw_parts(self.base().add(SLOTS_AT).cast(), self.shape.slots()) }
+        unsafe { core::slice::from_raw_parts(self.base().add(SLOTS_AT).cast(), self.class.shape.slots()) }
     }
 
     /// A slot that exists.
@@ -343,7 +387,7 @@ impl<'p> Zspage<'p> {
     /// `index` is below the shape's number of slots.
     #[inline(always)]
     pub(crate) unsafe fn slot(&self, index: usize) -> &'p Slot {
-        debug_assert!(index < self.shape.slots());
+        debug_assert!(index < self.class.shape.slots());
         // SAFETY: the caller's promise.
         unsafe { self.slots().get_unchecked(index) }
     }
@@ -352,7 +396,7 @@ impl<'p> Zspage<'p> {
     pub(crate) fn frames(&self) -> &'p [AtomicU64] {
         // SAFETY: as for `slots`; `Layout` aligns them.
         unsafe {
-            core::slice::from_raw_parts(self.base().add(self.frames_at.into()).cast(), self.shape.frames())
+            core::slice::from_raw_parts(self.base().add(self.class.frames_at.into()).cast(), self.class.shape.frames())
         }
     }
 
@@ -362,7 +406,7 @@ impl<'p> Zspage<'p> {
     /// `index` is below the shape's number of frames.
     #[inline(always)]
     unsafe fn word(&self, index: usize) -> &'p AtomicU64 {
-        debug_assert!(index < self.shape.frames());
+        debug_assert!(index < self.class.shape.frames());
         // SAFETY: the caller's promise.
         unsafe { self.frames().get_unchecked(index) }
     }
@@ -373,7 +417,7 @@ impl<'p> Zspage<'p> {
     /// The record was set up with `verify`.
     pub(crate) unsafe fn sum(&self) -> &'p AtomicU32 {
         // SAFETY: written by `set_up` with `verify` (the caller's promise).
-        unsafe { &*self.base().add(Layout::new(self.shape, true).shadow).cast() }
+        unsafe { &*self.base().add(Layout::new(self.class.shape, true).shadow).cast() }
     }
 
     /// The lengths of the objects, in a verifying pool.
@@ -381,9 +425,9 @@ impl<'p> Zspage<'p> {
     /// # Safety
     /// The record was set up with `verify`.
     pub(crate) unsafe fn lens(&self) -> &'p [AtomicU16] {
-        let at = Layout::new(self.shape, true).shadow + size_of::<AtomicU32>();
+        let at = Layout::new(self.class.shape, true).shadow + size_of::<AtomicU32>();
         // SAFETY: written by `set_up` with `verify` (the caller's promise).
-        unsafe { core::slice::from_raw_parts(self.base().add(at).cast(), self.shape.slots()) }
+        unsafe { core::slice::from_raw_parts(self.base().add(at).cast(), self.class.shape.slots()) }
     }
 
     /// The word of a frame; without a frame for an index out of range.
@@ -407,7 +451,7 @@ impl<'p> Zspage<'p> {
     /// `slot` is below the shape's number of slots.
     #[inline(always)]
     pub(crate) unsafe fn count_object(&self, slot: usize, difference: i64) -> bool {
-        let (first, last) = self.shape.frames_of(slot);
+        let (first, last) = self.class.shape.frames_of(slot);
         // SAFETY: the frames of a slot exist.
         let word = unsafe { self.word(first) };
         let value = word.load(Ordering::Relaxed).wrapping_add_signed(difference);
@@ -425,7 +469,7 @@ impl<'p> Zspage<'p> {
 
     /// Whether both frames of a slot are there.
     pub(crate) fn is_slot_backed(&self, slot: usize) -> bool {
-        let (first, last) = self.shape.frames_of(slot);
+        let (first, last) = self.class.shape.frames_of(slot);
         self.frame(first).is_backed() && self.frame(last).is_backed()
     }
 
@@ -436,38 +480,33 @@ impl<'p> Zspage<'p> {
     /// Where the first `len` bytes of a slot are; `None` if they are more than the slot or a frame is missing.
     #[inline(always)]
     pub(crate) fn runs(&self, slot: usize, len: usize) -> Option<Runs> {
-        if slot >= self.shape.slots() || len > self.shape.size() {
+        if slot >= self.class.shape.slots() || len > self.class.shape.size() || !self.is_slot_backed(slot) {
             return None;
         }
         // SAFETY: just compared.
-        unsafe { self.runs_of(slot, len) }
+        Some(unsafe { self.runs_of(slot, len) })
     }
 
     /// [`runs`](Self::runs) of a slot that is known to exist.
     ///
     /// # Safety
-    /// `slot` is below the shape's number of slots, and `len` not more than a slot's size.
+    /// `slot` is below the shape's number of slots, its frames are there, and `len` is not more than its size.
     #[inline(always)]
-    pub(crate) unsafe fn runs_of(&self, slot: usize, len: usize) -> Option<Runs> {
-        let start = slot * self.shape.size();
+    pub(crate) unsafe fn runs_of(&self, slot: usize, len: usize) -> Runs {
+        let start = slot * self.class.shape.size();
         let offset = start & (PAGE_SIZE - 1);
         let frame = start >> PAGE_SHIFT;
         // SAFETY: the frames of a slot exist.
         let word = FrameWord(unsafe { self.word(frame) }.load(Ordering::Relaxed));
-        if !word.is_backed() {
-            return None;
-        }
         let first = core::ptr::with_exposed_provenance_mut::<u8>(word.address() | offset);
         if offset + len <= PAGE_SIZE {
-            return Some(Runs { first, first_len: len, second: core::ptr::null_mut(), second_len: 0 });
+            return Runs { first, first_len: len, second: core::ptr::null_mut(), second_len: 0 };
         }
-        let next = self.frame(frame + 1);
-        if !next.is_backed() {
-            return None;
-        }
+        // SAFETY: as above.
+        let next = FrameWord(unsafe { self.word(frame + 1) }.load(Ordering::Relaxed));
         let first_len = PAGE_SIZE - offset;
         let second = core::ptr::with_exposed_provenance_mut(next.address());
-        Some(Runs { first, first_len, second, second_len: len - first_len })
+        Runs { first, first_len, second, second_len: len - first_len }
     }
 }
 
