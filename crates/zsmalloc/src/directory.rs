@@ -17,9 +17,14 @@ pub(crate) const fn floor_power_of_two(n: usize) -> usize {
     1 << n.ilog2()
 }
 
+/// How many atomics of this size a frame is made to hold. A model checker's are larger than a word, and few are enough for it.
+pub(crate) const fn per_frame(size: usize) -> usize {
+    if size == 8 { PAGE_SIZE / 8 } else { 8 }
+}
+
 type Pointer = AtomicPtr<u8>;
 
-const FAN_OUT: usize = floor_power_of_two(PAGE_SIZE / size_of::<Pointer>());
+const FAN_OUT: usize = per_frame(size_of::<Pointer>());
 const SHIFT: u32 = FAN_OUT.trailing_zeros();
 const TOP: usize = 32;
 

@@ -91,10 +91,4 @@ impl LockWord {
     pub(crate) fn begin_reap(&self) -> bool {
         self.0.compare_exchange(PENDING, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
-
-    /// Whether the word makes no sense: someone works on the zspage, yet it has readers.
-    #[cfg(test)]
-    pub(crate) fn is_idle(&self) -> bool {
-        self.0.load(Ordering::Relaxed) == 0
-    }
 }

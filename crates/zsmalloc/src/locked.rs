@@ -13,7 +13,7 @@ use crate::class::{CURRENT, Class, FULL, GROW, SOURCE, State, list_of};
 use crate::geometry::MAX_FRAMES;
 use crate::handle::Entry;
 use crate::meta::{BATCH, Chain};
-use crate::zspage::{FIRST_SPECIAL, FrameWord, Inner, NO_CLASS, NONE, PENDING_FREE, RESERVED, Zspage, frame_at};
+use crate::zspage::{FrameWord, Inner, NO_CLASS, NONE, PENDING_FREE, RESERVED, Zspage, frame_at};
 use crate::{Corruption, Pool, ZsEnv};
 
 /// The most objects that one locked section moves.

@@ -10,14 +10,14 @@ use kmem_gfp::{FrameTable, Gfp, Order, OwnerTag, PAGE_SIZE, PageAllocator, Pfn};
 use kmem_sync::UnsafeCell;
 use kmem_sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
-use crate::directory::floor_power_of_two;
+use crate::directory::per_frame;
 use crate::handle::{Entry, INDEX_BITS};
 use crate::lock_word::LockWord;
 use crate::zspage::{Header, Inner, NO_CLASS, NONE};
 use crate::{Corruption, Pool, StoreError, ZsEnv};
 
 /// Entries in a frame.
-pub(crate) const ENTRIES: usize = floor_power_of_two(PAGE_SIZE / size_of::<AtomicU64>());
+pub(crate) const ENTRIES: usize = per_frame(size_of::<AtomicU64>());
 const ENTRIES_SHIFT: u32 = ENTRIES.trailing_zeros();
 /// How many free handles travel together.
 pub(crate) const BATCH: u32 = 64;

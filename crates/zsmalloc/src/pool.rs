@@ -177,14 +177,6 @@ impl<E: ZsEnv> Pool<E> {
         unsafe { &**self.by_length.get_unchecked(self.geometry.bucket_of(len)) }
     }
 
-    /// The class for objects of `len` bytes, if that is a length an object can have.
-    #[inline(always)]
-    pub(crate) fn class_for(&self, len: usize) -> Option<&Class> {
-        let class = *self.by_length.get(self.geometry.bucket_of(len))?;
-        // SAFETY: null or a class of this pool, initialised (invariant 1).
-        unsafe { class.as_ref() }
-    }
-
     pub(crate) fn classes(&self) -> impl DoubleEndedIterator<Item = &Class> {
         (0..self.geometry.nr_classes()).filter_map(|index| self.class(index as u8))
     }

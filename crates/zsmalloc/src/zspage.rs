@@ -109,14 +109,6 @@ impl Inner {
         }
     }
 
-    #[inline(always)]
-    pub(crate) fn clear_avail(&mut self, slot: usize) {
-        if let Some(word) = self.avail.get_mut(slot >> 5) {
-            *word &= !(1 << (slot & 31));
-            self.nr_avail = self.nr_avail.wrapping_sub(1);
-        }
-    }
-
     /// The bits of a word of `avail` that stand for slots `start..end`.
     #[inline(always)]
     fn bits(word: usize, start: usize, end: usize) -> u32 {

@@ -38,6 +38,7 @@ struct State {
     free: Vec<u32>,
     taken: BTreeSet<u32>,
     reports: Vec<String>,
+    flags: Option<Vec<Gfp>>,
 }
 
 impl Machine {
@@ -59,6 +60,7 @@ impl Machine {
                 free: (0..nr_frames as u32).rev().collect(),
                 taken: BTreeSet::new(),
                 reports: Vec::new(),
+                flags: None,
             }),
             poison,
             fail_in: (-1).into(),
@@ -85,6 +87,14 @@ impl Machine {
 
     pub(crate) fn reports(&self) -> Vec<String> {
         self.state.lock().unwrap().reports.clone()
+    }
+
+    pub(crate) fn record_flags(&self) {
+        self.state.lock().unwrap().flags = Some(Vec::new());
+    }
+
+    pub(crate) fn flags(&self) -> Vec<Gfp> {
+        self.state.lock().unwrap().flags.clone().unwrap()
     }
 
     fn fill(&self, index: u32) {
@@ -136,6 +146,9 @@ unsafe impl PageAllocator for Machine {
         let mut state = self.state.lock().unwrap();
         let index = state.free.pop().ok_or(AllocError::NoMemory { order, gfp })?;
         state.taken.insert(index);
+        if let Some(flags) = &mut state.flags {
+            flags.push(gfp);
+        }
         Ok(Pfn(self.first + u64::from(index)))
     }
 
