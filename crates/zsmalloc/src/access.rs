@@ -173,7 +173,9 @@ impl<E: ZsEnv> Pool<E> {
         loop {
             let found = self.find(Entry(entry.load(Ordering::Acquire)), handle)?;
             let old = found.place.len();
-            if data.is_empty() || data.len() > found.class.shape.size() || self.geometry.class_of(data.len()) != found.class.index
+            if data.is_empty()
+                || data.len() > found.class.shape.size()
+                || self.geometry.class_of(data.len()) != found.class.index
             {
                 return Err(AccessError::WrongClass { len: data.len(), old });
             }
@@ -246,11 +248,44 @@ impl<E: ZsEnv> Pool<E> {
     /// # Errors
     /// [`AccessError`]: `Foreign`, `Stale`, `Corrupt`.
     #[doc(alias = "zs_free")]
-    #[inline(always)]
+    #[inline]
     pub fn free(&self, handle: Handle) -> Result<(), AccessError> {
         let entry = self.entry_of(handle)?;
+        let place = Entry(entry.load(Ordering::Acquire));
+        if !place.fits(handle) {
+            return Err(AccessError::Stale(handle));
+        }
+        if self.verify {
+            return self.free_slow(handle, entry);
+        }
+        // SAFETY: an entry's length has twelve bits and counts from one.
+        let class = unsafe { self.class_of_length(place.len()) };
         let mut released = Released::new();
+        let done = class.lock.with(self.env.cpu(), |state| {
+            // Entries of live objects change under this lock, or by `write`.
+            entry.load(Ordering::Relaxed) == place.0
+                && self.free_quick(class, state, place, handle.index(), entry, &mut released)
+        });
+        if released.is_used() {
+            return self.free_rest(&mut released, class);
+        }
+        if done { Ok(()) } else { self.free_slow(handle, entry) }
+    }
+
+    /// Gives back what a free left.
+    #[cold]
+    #[inline(never)]
+    fn free_rest(&self, released: &mut Released, class: &Class) -> Result<(), AccessError> {
+        self.release(released, class);
+        released.take_damage().map_or(Ok(()), |damage| Err(AccessError::Corrupt(damage)))
+    }
+
+    /// Frees an object that has moved meanwhile, or one of a verifying pool.
+    #[cold]
+    #[inline(never)]
+    fn free_slow(&self, handle: Handle, entry: &AtomicU64) -> Result<(), AccessError> {
         loop {
+            let mut released = Released::new();
             let place = Entry(entry.load(Ordering::Acquire));
             if !place.fits(handle) {
                 return Err(AccessError::Stale(handle));
@@ -258,18 +293,13 @@ impl<E: ZsEnv> Pool<E> {
             // SAFETY: an entry's length has twelve bits and counts from one.
             let class = unsafe { self.class_of_length(place.len()) };
             let done = self.locked(class, |mut class| {
-                // Entries of live objects change under this lock, or by `write`.
                 if entry.load(Ordering::Relaxed) != place.0 {
                     return Ok(false);
                 }
                 if class.pool.verify {
                     class.pool.verify_place(place, handle.index(), class.class)?;
                 }
-                class.free(place, handle.index(), entry, &mut released)?;
-                if class.pool.config.moves_per_free != 0 {
-                    class.compact_a_little(&mut released)?;
-                }
-                Ok(true)
+                class.free(place, handle.index(), entry, &mut released).map(|()| true)
             });
             self.release(&mut released, class);
             match done {

@@ -95,11 +95,7 @@ impl Directory {
     ///
     /// # Safety
     /// Calls exclude one another; `data` and what `spare` gives are frames that belong to the directory from here on.
-    pub(crate) unsafe fn push(
-        &self,
-        data: NonNull<u8>,
-        mut spare: impl FnMut() -> Option<NonNull<u8>>,
-    ) -> Option<u32> {
+    pub(crate) unsafe fn push(&self, data: NonNull<u8>, mut spare: impl FnMut() -> Option<NonNull<u8>>) -> Option<u32> {
         let len = self.len();
         let index = len as usize;
         let top = self.top.get(index >> (2 * SHIFT))?;

@@ -130,7 +130,13 @@ impl Geometry {
     pub const fn new(chain: u8, granule: u16) -> Self {
         let granule = if granule < 16 { 16 } else { granule as usize };
         let shift = granule.trailing_zeros();
-        let mut this = Self { chain, granule_shift: shift as u8, granule_mask: granule as u16 - 1, nr_classes: 0, class_of: [0; NR_BUCKETS] };
+        let mut this = Self {
+            chain,
+            granule_shift: shift as u8,
+            granule_mask: granule as u16 - 1,
+            nr_classes: 0,
+            class_of: [0; NR_BUCKETS],
+        };
         let mut bucket = 0;
         let mut class = 0;
         let mut before: Option<Shape> = None;

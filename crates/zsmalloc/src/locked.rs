@@ -33,6 +33,8 @@ pub(crate) struct Released {
     frames: [MaybeUninit<Pfn>; MAX_RELEASED],
     records: [MaybeUninit<u32>; MAX_RELEASED],
     handles: Option<Chain>,
+    /// Damage found on the way.
+    damage: Option<Corruption>,
 }
 
 impl Released {
@@ -46,7 +48,17 @@ impl Released {
             frames: [const { MaybeUninit::uninit() }; MAX_RELEASED],
             records: [const { MaybeUninit::uninit() }; MAX_RELEASED],
             handles: None,
+            damage: None,
         }
+    }
+
+    #[inline(always)]
+    pub(crate) fn is_used(&self) -> bool {
+        self.is_used
+    }
+
+    pub(crate) fn take_damage(&mut self) -> Option<Corruption> {
+        self.damage.take()
     }
 
     pub(crate) fn push_frame(&mut self, pfn: Pfn) {
@@ -390,8 +402,8 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         released.push_frame(pfn);
     }
 
-    /// Ends the life of an object: its entry, then its slot, unless a reader is inside.
-    #[inline(always)]
+    /// Ends the life of an object: its entry, then its slot, unless a reader is inside. The checked form of
+    /// [`Pool::free_quick`].
     pub(crate) fn free(
         &mut self,
         place: Entry,
@@ -409,16 +421,22 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         if zspage.lock().retire() {
             // SAFETY: live entries name slots that exist.
             unsafe { self.free_slot(&zspage, slot, released) };
-            self.settle(number, &zspage, released)?;
+            self.finish_free(number, &zspage, released)?;
         } else {
             // SAFETY: as above.
             unsafe { zspage.slot(slot) }.owner.store(PENDING_FREE, Ordering::Relaxed);
             self.state.pending += 1;
         }
+        Ok(())
+    }
+
+    /// What comes after a slot has become free: lists, free handles, incremental compaction.
+    fn finish_free(&mut self, number: u32, zspage: &Zspage<'p>, released: &mut Released) -> Result<(), Corruption> {
+        self.settle(number, zspage, released)?;
         if self.state.nr_free_handles >= 2 * BATCH {
             self.shed_handles(released);
         }
-        Ok(())
+        if self.pool.config.moves_per_free != 0 { self.compact_a_little(released) } else { Ok(()) }
     }
 
     /// Puts a batch of free handles where other classes find them.
@@ -515,6 +533,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     }
 
     /// Puts an unlisted zspage on the list it belongs on.
+    #[inline]
     pub(crate) fn enlist(&mut self, number: u32, zspage: &Zspage<'p>) -> Result<(), Corruption> {
         let list = list_of(&self.inner(zspage), &self.class.shape);
         let next = self.state.head(list);
@@ -603,6 +622,74 @@ pub(crate) fn is_list(list: u8) -> bool {
 }
 
 impl<E: ZsEnv> Pool<E> {
+    /// Ends the life of an object whose entry has been seen under the class lock: its entry, then its slot, unless a reader
+    /// is inside. What is to be given back without the lock comes out in `released`. `false`: nothing
+    /// has changed. Not for verifying pools.
+    #[inline(always)]
+    pub(crate) fn free_quick<'p>(
+        &'p self,
+        class: &'p Class,
+        state: &mut State,
+        place: Entry,
+        index: u32,
+        entry: &AtomicU64,
+        released: &mut Released,
+    ) -> bool {
+        let (number, slot) = (place.zspage(), place.slot());
+        let Some(header) = self.header(number) else { return false };
+        // SAFETY: live entries name records that were set up for the class of their length.
+        let zspage = unsafe { Zspage::new(header, class) };
+        // Ordered before `retire`, whose compare-and-swap releases it.
+        entry.store(place.dead(state.free_handles).0, Ordering::Relaxed);
+        state.free_handles = index;
+        state.nr_free_handles = state.nr_free_handles.wrapping_add(1);
+        state.bytes = state.bytes.wrapping_sub(place.len() as u64);
+        // SAFETY: live entries name slots that exist.
+        let owner = unsafe { &zspage.slot(slot).owner };
+        if !zspage.lock().retire() {
+            owner.store(PENDING_FREE, Ordering::Relaxed);
+            state.pending += 1;
+            return true;
+        }
+        owner.store(NONE, Ordering::Relaxed);
+        state.inuse = state.inuse.wrapping_sub(1);
+        // SAFETY: as above; we hold the class lock, and the closure makes no other call.
+        let empty = unsafe {
+            zspage.with_inner(|inner| {
+                inner.set_avail(slot);
+                inner.inuse = inner.inuse.wrapping_sub(1);
+            });
+            zspage.count_object(slot, -1)
+        };
+        if empty | (number != state.current) | (state.nr_free_handles >= 2 * BATCH) | (self.config.moves_per_free != 0)
+        {
+            self.free_tail(class, state, number, slot, empty, released);
+        }
+        true
+    }
+
+    /// The part of a free that is not always due.
+    #[inline(never)]
+    fn free_tail<'p>(
+        &'p self,
+        class: &'p Class,
+        state: &mut State,
+        number: u32,
+        slot: usize,
+        empty: bool,
+        released: &mut Released,
+    ) {
+        let mut locked = Locked { pool: self, class, state };
+        let Ok(zspage) = locked.view(number) else { return };
+        if empty {
+            locked.unback_empty(&zspage, slot, released);
+        }
+        if let Err(damage) = locked.finish_free(number, &zspage, released) {
+            released.damage = Some(damage);
+            released.is_used = true;
+        }
+    }
+
     /// Gives back what a locked section left.
     #[inline(always)]
     pub(crate) fn release(&self, released: &mut Released, class: &Class) {

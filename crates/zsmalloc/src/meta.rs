@@ -70,11 +70,7 @@ pub(crate) struct Meta {
 
 impl Meta {
     pub(crate) const fn new() -> Self {
-        Self {
-            free_handles: NONE,
-            nr_free_handles: 0,
-            buckets: [Bucket { free: NONE, cut: 0, left: 0 }; NR_BUCKETS],
-        }
+        Self { free_handles: NONE, nr_free_handles: 0, buckets: [Bucket { free: NONE, cut: 0, left: 0 }; NR_BUCKETS] }
     }
 }
 
@@ -363,7 +359,9 @@ impl<E: ZsEnv> Pool<E> {
     #[cold]
     pub(crate) fn give_record(&self, record: u32, bucket: u8) {
         self.meta.with(self.env.cpu(), |meta| {
-            let (Some(slot), Some(header)) = (meta.buckets.get_mut(bucket as usize), self.header(record)) else { return };
+            let (Some(slot), Some(header)) = (meta.buckets.get_mut(bucket as usize), self.header(record)) else {
+                return;
+            };
             let next = core::mem::replace(&mut slot.free, record);
             // SAFETY: unused records are under the meta lock.
             header.inner.with_mut(|inner| unsafe { (*inner).next = next });

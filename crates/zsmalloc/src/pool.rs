@@ -67,7 +67,10 @@ unsafe impl<E: ZsEnv + Send> Send for Pool<E> {}
 
 impl<E: ZsEnv> core::fmt::Debug for Pool<E> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.debug_struct("Pool").field("config", &self.config).field("total_pages", &self.total_pages()).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("config", &self.config)
+            .field("total_pages", &self.total_pages())
+            .finish_non_exhaustive()
     }
 }
 
@@ -126,7 +129,8 @@ impl<E: ZsEnv> Pool<E> {
             }
         }
         for bucket in 0..=PAGE_SIZE / config.granule as usize {
-            let class = this.class(geometry.class_of(bucket * config.granule as usize)).map_or(ptr::null(), ptr::from_ref);
+            let class =
+                this.class(geometry.class_of(bucket * config.granule as usize)).map_or(ptr::null(), ptr::from_ref);
             if let Some(slot) = this.by_length.get_mut(bucket) {
                 *slot = class;
             }
@@ -197,6 +201,7 @@ impl<E: ZsEnv> Pool<E> {
     /// # Errors
     /// The pool itself and how many objects are left.
     #[doc(alias = "zs_destroy_pool")]
+    #[expect(clippy::result_large_err, reason = "the pool is given back, and it is large wherever it is")]
     pub fn destroy(self) -> Result<(), (Self, NotEmpty)> {
         let objects = self.nr_objects();
         if objects == 0 { Ok(()) } else { Err((self, NotEmpty { objects })) }

@@ -25,7 +25,7 @@ impl<E: ZsEnv> Pool<E> {
     /// # Errors
     /// [`StoreError`]; nothing has changed.
     #[doc(alias("zs_malloc", "zs_obj_write"))]
-    #[inline(always)]
+    #[inline]
     pub fn store(&self, data: &[u8], gfp: Gfp) -> Result<Handle, StoreError> {
         self.store_on(data, gfp, None)
     }
@@ -34,7 +34,7 @@ impl<E: ZsEnv> Pool<E> {
     ///
     /// # Errors
     /// Those of [`store`](Self::store).
-    #[inline(always)]
+    #[inline]
     pub fn store_on(&self, data: &[u8], gfp: Gfp, node: Option<NodeId>) -> Result<Handle, StoreError> {
         let len = data.len();
         if len.wrapping_sub(1) >= PAGE_SIZE {
@@ -54,13 +54,7 @@ impl<E: ZsEnv> Pool<E> {
 
     #[cold]
     #[inline(never)]
-    fn store_slow(
-        &self,
-        class: &Class,
-        data: &[u8],
-        gfp: Gfp,
-        node: Option<NodeId>,
-    ) -> Result<Handle, StoreError> {
+    fn store_slow(&self, class: &Class, data: &[u8], gfp: Gfp, node: Option<NodeId>) -> Result<Handle, StoreError> {
         let reserved = self.reserve_slow(class, data.len(), gfp, node)?;
         // SAFETY: reserved for us, in a class for this length.
         let slot = unsafe { fill(&reserved, data) };
@@ -128,7 +122,8 @@ impl<E: ZsEnv> Pool<E> {
 #[inline(always)]
 unsafe fn fill<'p>(reserved: &Reserved<'p>, data: &[u8]) -> &'p Slot {
     // SAFETY: slots that are reserved exist, and their frames stay under them; the length is the class's (the caller).
-    let (slot, runs) = unsafe { (reserved.zspage.slot(reserved.slot), reserved.zspage.runs_of(reserved.slot, data.len())) };
+    let (slot, runs) =
+        unsafe { (reserved.zspage.slot(reserved.slot), reserved.zspage.runs_of(reserved.slot, data.len())) };
     // SAFETY: the slot is the caller's alone, and `runs` are as long as `data`.
     slot.token.with_mut(|_| unsafe { runs.write(data) });
     slot

@@ -276,7 +276,8 @@ impl Layout {
     pub(crate) const fn new(shape: Shape, verify: bool) -> Self {
         let frames = (SLOTS_AT + shape.slots() * size_of::<Slot>()).next_multiple_of(align_of::<AtomicU64>());
         let shadow = frames + shape.frames() * size_of::<AtomicU64>();
-        let size = if verify { shadow + size_of::<AtomicU32>() + shape.slots() * size_of::<AtomicU16>() } else { shadow };
+        let size =
+            if verify { shadow + size_of::<AtomicU32>() + shape.slots() * size_of::<AtomicU16>() } else { shadow };
         Self { frames, shadow, size }
     }
 }

@@ -25,7 +25,11 @@ fn shapes_waste_least_and_slots_span_two_frames_at_most() {
                 assert!(last - first <= 1 && last < shape.frames());
                 for frame in 0..shape.frames() {
                     let (start, end) = shape.slots_of(frame);
-                    assert_eq!((start..end).contains(&slot), frame == first || frame == last, "{shape:?} {slot} {frame}");
+                    assert_eq!(
+                        (start..end).contains(&slot),
+                        frame == first || frame == last,
+                        "{shape:?} {slot} {frame}"
+                    );
                 }
             }
         }

@@ -3,7 +3,7 @@
 use std::boxed::Box;
 use std::vec::Vec;
 
-use kmem_gfp::{Gfp, MovableOwner, Order, PageAllocator, Pfn};
+use kmem_gfp::{Gfp, MigrateError, MovableOwner, Order, PageAllocator, Pfn};
 use loom::thread;
 
 use super::machine::Machine;
@@ -102,7 +102,9 @@ fn a_free_leaves_an_isolated_frame_to_its_mover() {
         let frame = object_frame(machine, pool);
         let freer = thread::spawn(move || pool.free(one).unwrap());
         let target = machine.alloc_pages(Gfp::KERNEL, Order::ZERO, None).unwrap();
-        let moved = pool.migrate(frame, target).is_ok();
+        let result = pool.migrate(frame, target);
+        assert_ne!(result, Err(MigrateError::Permanent(frame)), "it was isolated");
+        let moved = result.is_ok();
         if !moved {
             pool.put_back(frame);
         }
@@ -110,6 +112,32 @@ fn a_free_leaves_an_isolated_frame_to_its_mover() {
         freer.join().unwrap();
         holds(pool, two, 5);
         assert_eq!(pool.total_pages(), 1);
+    });
+}
+
+#[test]
+fn a_free_finds_an_object_that_moves() {
+    model(|_, pool| {
+        let (one, two) = two_sparse(pool);
+        let freer = thread::spawn(move || pool.free(one).unwrap());
+        pool.compact();
+        freer.join().unwrap();
+        holds(pool, two, 5);
+        assert_eq!((pool.nr_objects(), pool.total_pages()), (1, 1));
+        pool.free(two).unwrap();
+        assert_eq!(pool.total_pages(), 0);
+    });
+}
+
+#[test]
+fn a_write_finds_an_object_that_moves() {
+    model(|_, pool| {
+        let (one, two) = two_sparse(pool);
+        let writer = thread::spawn(move || pool.write(one, &[2; 1024]).unwrap());
+        pool.compact();
+        writer.join().unwrap();
+        holds(pool, one, 2);
+        holds(pool, two, 5);
     });
 }
 
@@ -132,6 +160,8 @@ fn a_store_does_not_use_a_zspage_that_ends() {
 fn an_object_freed_under_a_reader_stays_until_it_leaves() {
     model(|_, pool| {
         let (one, two) = two_sparse(pool);
+        // Keeps the frame, so that the slot is used again.
+        let six = store(pool, 6);
         let reader = thread::spawn(move || match pool.read(two, &mut []) {
             Ok(guard) => {
                 assert!(guard.iter().all(|&byte| byte == 5));
@@ -145,7 +175,11 @@ fn an_object_freed_under_a_reader_stays_until_it_leaves() {
         reader.join().unwrap();
         holds(pool, one, 1);
         holds(pool, three, 3);
-        assert_eq!(pool.nr_objects(), 2);
+        holds(pool, six, 6);
+        for handle in [one, three, six] {
+            pool.free(handle).unwrap();
+        }
+        assert_eq!((pool.nr_objects(), pool.total_pages()), (0, 0));
     });
 }
 

@@ -2,7 +2,6 @@
 
 use core::num::NonZeroU64;
 use std::string::{String, ToString};
-use std::vec;
 use std::vec::Vec;
 
 use kmem_gfp::Gfp;
@@ -32,7 +31,11 @@ fn every_length_comes_back() {
             let mut buffer = [0; 4096];
             let guard = pool.read(*handle, &mut buffer).unwrap();
             assert_eq!(*guard, *bytes(len, len));
-            if guard.is_borrowed() { borrowed += 1 } else { copied += 1 }
+            if guard.is_borrowed() {
+                borrowed += 1
+            } else {
+                copied += 1
+            }
             drop(guard);
             // ZS-24: one piece, or two for an object that spans.
             let guard = pool.read_parts(*handle).unwrap();
@@ -94,7 +97,9 @@ fn a_handle_of_another_pool_or_of_none_is_caught() {
     let mut seed = 1_u64;
     for _ in 0..100_000 {
         seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(99);
-        for bits in [seed, handle.to_bits().get() ^ (1 << (seed >> 58)), handle.to_bits().get() & !0x7fff_ffff | seed >> 33] {
+        for bits in
+            [seed, handle.to_bits().get() ^ (1 << (seed >> 58)), handle.to_bits().get() & !0x7fff_ffff | seed >> 33]
+        {
             let Some(bits) = NonZeroU64::new(bits).filter(|&bits| bits != handle.to_bits()) else { continue };
             assert!(matches!(
                 one.len_of(Handle::from_bits(bits)),
@@ -254,7 +259,7 @@ fn metadata_keeps_out_of_movable_memory() {
     let machine = Machine::new(100);
     machine.record_flags();
     let pool = Pool::new(&*machine, Config::new(), Gfp::KERNEL).unwrap();
-    let _ = pool.store(&vec![1; 100], Gfp::HIGHUSER_MOVABLE).unwrap();
+    let _ = pool.store(&[1; 100], Gfp::HIGHUSER_MOVABLE).unwrap();
     let flags = machine.flags();
     let movable = flags.iter().filter(|gfp| gfp.contains(Gfp::MOVABLE)).count();
     assert_eq!(movable, 1, "one frame for one object: {flags:?}");

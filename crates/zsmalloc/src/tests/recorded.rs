@@ -26,10 +26,8 @@ fn run(raw: &[u8], config: Config) -> Stages {
     let machine = Machine::with_poison(90_000, false);
     let pool = Pool::new(&*machine, config, Gfp::KERNEL).unwrap();
     let page = vec![0x5a; 4096];
-    let handles: Vec<Option<Handle>> = sizes(raw)
-        .into_iter()
-        .map(|size| (size != 0).then(|| pool.store(&page[..size], Gfp::NOIO).unwrap()))
-        .collect();
+    let handles: Vec<Option<Handle>> =
+        sizes(raw).into_iter().map(|size| (size != 0).then(|| pool.store(&page[..size], Gfp::NOIO).unwrap())).collect();
     let filled = pool.stats();
     let mut s: u64 = 11;
     for handle in handles {
@@ -69,9 +67,10 @@ fn show(name: &str, stages: &Stages, raw: &[u8]) {
 #[test]
 fn density_on_the_recorded_workload() {
     // P03. A kernel's zsmalloc: 0.9782, 0.5637, 0.9738 with lz4; 0.9761, 0.5674, 0.9704 with zstd.
-    for (name, raw, objects, bytes) in
-        [("lz4", LZ4, [102_490, 51_503], [253_978_947, 127_787_060]), ("zstd", ZSTD, [102_490, 51_503], [198_617_031, 99_956_169])]
-    {
+    for (name, raw, objects, bytes) in [
+        ("lz4", LZ4, [102_490, 51_503], [253_978_947, 127_787_060]),
+        ("zstd", ZSTD, [102_490, 51_503], [198_617_031, 99_956_169]),
+    ] {
         let stages = run(raw, Config::new());
         show(name, &stages, raw);
         assert_eq!([stages.filled.objects, stages.compacted.objects], objects);
