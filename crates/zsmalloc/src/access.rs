@@ -11,7 +11,7 @@ use kmem_sync::{Cpu, IrqGuard};
 
 use crate::class::Class;
 use crate::handle::{Entry, Handle};
-use crate::locked::Released;
+use crate::released::Released;
 use crate::zspage::{Runs, Zspage};
 use crate::{AccessError, Corruption, Pool, ZsEnv};
 

@@ -14,7 +14,8 @@ use kmem_sync::atomic::Ordering;
 
 use crate::class::Class;
 use crate::handle::Entry;
-use crate::locked::{Locked, MOVES_PER_SECTION, Released};
+use crate::locked::{Locked, MOVES_PER_SECTION};
+use crate::released::Released;
 use crate::zspage::{FIRST_SPECIAL, Inner, NONE, Zspage};
 use crate::{Corruption, Pool, ZsEnv};
 

@@ -18,6 +18,7 @@ mod directory;
 mod env;
 #[forbid(unsafe_code)]
 mod error;
+mod freeing;
 #[forbid(unsafe_code)]
 pub mod geometry;
 mod handle;
@@ -26,6 +27,7 @@ mod locked;
 mod meta;
 mod migrate;
 mod pool;
+mod released;
 #[forbid(unsafe_code)]
 mod stats;
 mod store;

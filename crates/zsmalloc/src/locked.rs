@@ -3,126 +3,19 @@
 //! Nothing here allocates or frees memory: what is needed comes in with a [`Stash`], what is no longer needed leaves in a
 //! [`Released`], and both are dealt with outside the lock.
 
-use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use kmem_gfp::Pfn;
 use kmem_sync::atomic::{AtomicU64, Ordering};
 
 use crate::class::{CURRENT, Class, FULL, GROW, SOURCE, State, list_of};
-use crate::geometry::MAX_FRAMES;
 use crate::handle::Entry;
-use crate::meta::{BATCH, Chain};
-use crate::zspage::{FrameWord, Inner, NO_CLASS, NONE, PENDING_FREE, RESERVED, Zspage, frame_at};
+use crate::released::{Released, Stash};
+use crate::zspage::{FrameWord, Inner, NO_CLASS, NONE, RESERVED, Zspage, frame_at};
 use crate::{Corruption, Pool, ZsEnv};
 
 /// The most objects that one locked section moves.
 pub(crate) const MOVES_PER_SECTION: usize = 8;
-/// A free empties at most two frames, and so does a move; two more are kept from section to section of a compaction.
-const MAX_RELEASED: usize = 2 + 2 * MOVES_PER_SECTION;
-
-/// What a locked section leaves to be given back. The pool still counts the frames.
-///
-/// # Invariants
-/// The first `nr_frames` of `frames` and the first `nr_records` of `records` are written.
-#[derive(Debug)]
-pub(crate) struct Released {
-    is_used: bool,
-    nr_frames: u8,
-    nr_records: u8,
-    frames: [MaybeUninit<Pfn>; MAX_RELEASED],
-    records: [MaybeUninit<u32>; MAX_RELEASED],
-    handles: Option<Chain>,
-    /// Damage found on the way.
-    damage: Option<Corruption>,
-}
-
-impl Released {
-    #[inline(always)]
-    pub(crate) const fn new() -> Self {
-        // INVARIANT: nothing is written, and none is said to be.
-        Self {
-            is_used: false,
-            nr_frames: 0,
-            nr_records: 0,
-            frames: [const { MaybeUninit::uninit() }; MAX_RELEASED],
-            records: [const { MaybeUninit::uninit() }; MAX_RELEASED],
-            handles: None,
-            damage: None,
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn is_used(&self) -> bool {
-        self.is_used
-    }
-
-    pub(crate) fn take_damage(&mut self) -> Option<Corruption> {
-        self.damage.take()
-    }
-
-    pub(crate) fn push_frame(&mut self, pfn: Pfn) {
-        if let Some(frame) = self.frames.get_mut(self.nr_frames as usize) {
-            // INVARIANT: written, then counted.
-            frame.write(pfn);
-            self.nr_frames += 1;
-            self.is_used = true;
-        }
-    }
-
-    fn push_record(&mut self, record: u32) {
-        if let Some(slot) = self.records.get_mut(self.nr_records as usize) {
-            // INVARIANT: written, then counted.
-            slot.write(record);
-            self.nr_records += 1;
-            self.is_used = true;
-        }
-    }
-
-    fn is_full(&self) -> bool {
-        self.nr_frames as usize == MAX_RELEASED
-    }
-
-    pub(crate) fn nr_frames(&self) -> usize {
-        self.nr_frames.into()
-    }
-
-    /// Takes a frame out again, to put it to another use.
-    pub(crate) fn pop_frame(&mut self) -> Option<Pfn> {
-        self.nr_frames = self.nr_frames.checked_sub(1)?;
-        // SAFETY: it was among the written (type invariant).
-        self.frames.get(self.nr_frames as usize).map(|frame| unsafe { frame.assume_init() })
-    }
-
-    fn pop_record(&mut self) -> Option<u32> {
-        self.nr_records = self.nr_records.checked_sub(1)?;
-        // SAFETY: it was among the written (type invariant).
-        self.records.get(self.nr_records as usize).map(|record| unsafe { record.assume_init() })
-    }
-}
-
-/// What a store brings into the lock: memory that it allocated before.
-#[derive(Debug)]
-pub(crate) struct Stash {
-    pub(crate) frames: [Option<(Pfn, NonNull<u8>)>; 2],
-    pub(crate) record: Option<u32>,
-    pub(crate) handles: Option<Chain>,
-}
-
-impl Stash {
-    pub(crate) const fn empty() -> Self {
-        Self { frames: [None; 2], record: None, handles: None }
-    }
-
-    fn nr_frames(&self) -> usize {
-        self.frames.iter().flatten().count()
-    }
-
-    fn take_frame(&mut self) -> Option<(Pfn, NonNull<u8>)> {
-        self.frames.iter_mut().find_map(Option::take)
-    }
-}
-
 /// A slot reserved for an object, with a handle.
 #[derive(Debug)]
 pub(crate) struct Reserved<'p> {
@@ -402,94 +295,6 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         released.push_frame(pfn);
     }
 
-    /// Ends the life of an object: its entry, then its slot, unless a reader is inside. The checked form of
-    /// [`Pool::free_quick`].
-    pub(crate) fn free(
-        &mut self,
-        place: Entry,
-        index: u32,
-        entry: &AtomicU64,
-        released: &mut Released,
-    ) -> Result<(), Corruption> {
-        let (number, slot) = (place.zspage(), place.slot());
-        let zspage = self.zspage(number)?;
-        // Ordered before `retire`, whose compare-and-swap releases it.
-        entry.store(self.pool.sealed(place.dead(self.state.free_handles)).0, Ordering::Relaxed);
-        self.state.free_handles = index;
-        self.state.nr_free_handles += 1;
-        self.state.bytes -= place.len() as u64;
-        if zspage.lock().retire() {
-            // SAFETY: live entries name slots that exist.
-            unsafe { self.free_slot(&zspage, slot, released) };
-            self.finish_free(number, &zspage, released)?;
-        } else {
-            // SAFETY: as above.
-            unsafe { zspage.slot(slot) }.owner.store(PENDING_FREE, Ordering::Relaxed);
-            self.state.pending += 1;
-        }
-        Ok(())
-    }
-
-    /// What comes after a slot has become free: lists, free handles, incremental compaction.
-    fn finish_free(&mut self, number: u32, zspage: &Zspage<'p>, released: &mut Released) -> Result<(), Corruption> {
-        self.settle(number, zspage, released)?;
-        if self.state.nr_free_handles >= 2 * BATCH {
-            self.shed_handles(released);
-        }
-        if self.pool.config.moves_per_free != 0 { self.compact_a_little(released) } else { Ok(()) }
-    }
-
-    /// Puts a batch of free handles where other classes find them.
-    #[cold]
-    fn shed_handles(&mut self, released: &mut Released) {
-        if released.handles.is_some() {
-            return;
-        }
-        let head = self.state.free_handles;
-        let mut tail = head;
-        for _ in 1..BATCH {
-            let Some(next) = self.pool.next_free(tail) else { return };
-            tail = next;
-        }
-        let Some(next) = self.pool.next_free(tail) else { return };
-        self.state.free_handles = next;
-        self.state.nr_free_handles -= BATCH;
-        released.is_used = true;
-        released.handles = Some(Chain { head, tail, len: BATCH });
-    }
-
-    /// Makes a slot free whose object is gone. [`settle`](Self::settle) comes next.
-    ///
-    /// # Safety
-    /// The slot exists.
-    #[inline(always)]
-    pub(crate) unsafe fn free_slot(&mut self, zspage: &Zspage<'p>, slot: usize, released: &mut Released) {
-        // SAFETY: the caller's promise.
-        let empty = unsafe {
-            zspage.slot(slot).owner.store(NONE, Ordering::Relaxed);
-            zspage.count_object(slot, -1)
-        };
-        self.edit(zspage, |inner| {
-            inner.set_avail(slot);
-            inner.inuse = inner.inuse.wrapping_sub(1);
-        });
-        self.state.inuse -= 1;
-        if empty {
-            self.unback_empty(zspage, slot, released);
-        }
-    }
-
-    /// Takes the frames of a slot from under a zspage that have no object left.
-    #[cold]
-    #[inline(never)]
-    fn unback_empty(&mut self, zspage: &Zspage<'p>, slot: usize, released: &mut Released) {
-        let (first, last) = zspage.shape().frames_of(slot);
-        self.unback(zspage, first, released);
-        if last != first {
-            self.unback(zspage, last, released);
-        }
-    }
-
     /// Puts a zspage where it belongs after its counts changed; a listed one without objects and frames ceases to be.
     #[inline(always)]
     pub(crate) fn settle(
@@ -567,28 +372,6 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         Ok(())
     }
 
-    /// Frees what was freed while readers were inside, if the last of them has gone.
-    pub(crate) fn reap(&mut self, number: u32, released: &mut Released) -> Result<(), Corruption> {
-        let zspage = self.zspage(number)?;
-        if !zspage.lock().begin_reap() {
-            return Ok(());
-        }
-        for slot in 0..zspage.shape().slots() {
-            if zspage.owner(slot) == PENDING_FREE {
-                self.state.pending -= 1;
-                // SAFETY: counted up to the number of slots.
-                unsafe { self.free_slot(&zspage, slot, released) };
-            }
-        }
-        // What did not fit in `released` is frames without objects; they go now if at all.
-        for frame in 0..zspage.shape().frames().min(MAX_FRAMES) {
-            if zspage.frame(frame).is_backed() && zspage.frame(frame).live() == 0 {
-                self.unback(&zspage, frame, released);
-            }
-        }
-        self.settle(number, &zspage, released)
-    }
-
     /// Takes a zspage off wherever it is and makes it the one that compaction empties.
     pub(crate) fn make_source(&mut self, number: u32) -> Result<(), Corruption> {
         self.unlink(number)?;
@@ -619,123 +402,4 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
 /// Whether a list number is one of the lists.
 pub(crate) fn is_list(list: u8) -> bool {
     (list as usize) < GROW + FULL || list == CURRENT || list == SOURCE
-}
-
-impl<E: ZsEnv> Pool<E> {
-    /// Ends the life of an object whose entry has been seen under the class lock: its entry, then its slot, unless a reader
-    /// is inside. What is to be given back without the lock comes out in `released`. `false`: nothing
-    /// has changed. Not for verifying pools.
-    #[inline(always)]
-    pub(crate) fn free_quick<'p>(
-        &'p self,
-        class: &'p Class,
-        state: &mut State,
-        place: Entry,
-        index: u32,
-        entry: &AtomicU64,
-        released: &mut Released,
-    ) -> bool {
-        let (number, slot) = (place.zspage(), place.slot());
-        let Some(header) = self.header(number) else { return false };
-        // SAFETY: live entries name records that were set up for the class of their length.
-        let zspage = unsafe { Zspage::new(header, class) };
-        // Ordered before `retire`, whose compare-and-swap releases it.
-        entry.store(place.dead(state.free_handles).0, Ordering::Relaxed);
-        state.free_handles = index;
-        state.nr_free_handles = state.nr_free_handles.wrapping_add(1);
-        state.bytes = state.bytes.wrapping_sub(place.len() as u64);
-        // SAFETY: live entries name slots that exist.
-        let owner = unsafe { &zspage.slot(slot).owner };
-        if !zspage.lock().retire() {
-            owner.store(PENDING_FREE, Ordering::Relaxed);
-            state.pending += 1;
-            return true;
-        }
-        owner.store(NONE, Ordering::Relaxed);
-        state.inuse = state.inuse.wrapping_sub(1);
-        // SAFETY: as above; we hold the class lock, and the closure makes no other call.
-        let empty = unsafe {
-            zspage.with_inner(|inner| {
-                inner.set_avail(slot);
-                inner.inuse = inner.inuse.wrapping_sub(1);
-            });
-            zspage.count_object(slot, -1)
-        };
-        if empty | (number != state.current) | (state.nr_free_handles >= 2 * BATCH) | (self.config.moves_per_free != 0)
-        {
-            self.free_tail(class, state, number, slot, empty, released);
-        }
-        true
-    }
-
-    /// The part of a free that is not always due.
-    #[inline(never)]
-    fn free_tail<'p>(
-        &'p self,
-        class: &'p Class,
-        state: &mut State,
-        number: u32,
-        slot: usize,
-        empty: bool,
-        released: &mut Released,
-    ) {
-        let mut locked = Locked { pool: self, class, state };
-        let Ok(zspage) = locked.view(number) else { return };
-        if empty {
-            locked.unback_empty(&zspage, slot, released);
-        }
-        if let Err(damage) = locked.finish_free(number, &zspage, released) {
-            released.damage = Some(damage);
-            released.is_used = true;
-        }
-    }
-
-    /// Gives back what a locked section left.
-    #[inline(always)]
-    pub(crate) fn release(&self, released: &mut Released, class: &Class) {
-        if released.is_used {
-            self.release_slow(released, class);
-        }
-    }
-
-    /// Gives back what a locked section left, but for some frames.
-    pub(crate) fn release_but(&self, released: &mut Released, class: &Class, keep: usize) {
-        let mut rest = core::mem::replace(released, Released::new());
-        for _ in 0..keep {
-            if let Some(pfn) = rest.pop_frame() {
-                released.push_frame(pfn);
-            }
-        }
-        self.release(&mut rest, class);
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn release_slow(&self, released: &mut Released, class: &Class) {
-        if released.nr_frames != 0 {
-            self.frames.add(-i64::from(released.nr_frames));
-        }
-        while let Some(pfn) = released.pop_frame() {
-            self.give_frame(pfn);
-        }
-        while let Some(record) = released.pop_record() {
-            self.give_record(record, class.bucket);
-        }
-        if let Some(chain) = released.handles {
-            self.give_handles(chain);
-        }
-    }
-
-    /// Gives back what a store did not use.
-    pub(crate) fn drop_stash(&self, stash: &mut Stash, class: &Class) {
-        while let Some((pfn, _)) = stash.take_frame() {
-            self.give_frame(pfn);
-        }
-        if let Some(record) = stash.record.take() {
-            self.give_record(record, class.bucket);
-        }
-        if let Some(chain) = stash.handles.take() {
-            self.give_handles(chain);
-        }
-    }
 }

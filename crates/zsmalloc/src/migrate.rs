@@ -6,7 +6,8 @@ use kmem_gfp::{FrameTable, MigrateError, MovableOwner, PAGE_SIZE, Pfn};
 use kmem_sync::atomic::Ordering;
 
 use crate::class::Class;
-use crate::locked::{Locked, Released};
+use crate::locked::Locked;
+use crate::released::Released;
 use crate::zspage::{FIRST_SPECIAL, FrameWord, RESERVED, Zspage};
 use crate::{Pool, ZsEnv};
 

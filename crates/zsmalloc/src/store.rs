@@ -12,7 +12,8 @@ use kmem_sync::atomic::Ordering;
 
 use crate::class::Class;
 use crate::handle::{Entry, Handle};
-use crate::locked::{Reserve, Reserved, Stash};
+use crate::locked::{Reserve, Reserved};
+use crate::released::Stash;
 use crate::zspage::Slot;
 use crate::{Pool, StoreError, ZsEnv};
 

@@ -145,14 +145,18 @@ fn a_write_finds_an_object_that_moves() {
 fn a_store_does_not_use_a_zspage_that_ends() {
     model(|_, pool| {
         let (one, two) = two_sparse(pool);
-        let freers = thread::spawn(move || pool.free(one).unwrap());
+        // Fills the current zspage: the next store takes the one that is about to end, or a new one.
+        let others: Vec<_> = (6..=8).map(|byte| store(pool, byte)).collect();
+        let freer = thread::spawn(move || pool.free(one).unwrap());
         let three = store(pool, 3);
-        let four = store(pool, 4);
-        freers.join().unwrap();
-        for (handle, byte) in [(two, 5), (three, 3), (four, 4)] {
-            holds(pool, handle, byte);
+        freer.join().unwrap();
+        holds(pool, two, 5);
+        holds(pool, three, 3);
+        assert_eq!((pool.total_pages(), pool.nr_objects()), (2, 5));
+        for handle in others.into_iter().chain([two, three]) {
+            pool.free(handle).unwrap();
         }
-        assert_eq!((pool.total_pages(), pool.nr_objects()), (1, 3));
+        assert_eq!(pool.total_pages(), 0);
     });
 }
 
