@@ -22,7 +22,7 @@ fn threads_share_a_pool() {
                     let mut live: Vec<(usize, usize, crate::Handle)> = Vec::new();
                     let mut buffer = [0; 4096];
                     let mut seed = id + 1;
-                    for step in 0..4000 {
+                    for step in 0..20_000 {
                         seed ^= seed << 13;
                         seed ^= seed >> 7;
                         seed ^= seed << 17;
