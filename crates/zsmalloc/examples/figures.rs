@@ -6,7 +6,7 @@
 //! ```
 //! Phases: `pair`, `batch`, `read`, `fill`, `free`, `free-moving`, `compact`, `scale` (two threads against one, by the clock).
 
-use std::cell::UnsafeCell;
+use std::cell::{RefCell, UnsafeCell};
 use std::hint::black_box;
 use std::ptr::NonNull;
 use std::time::Instant;
@@ -36,7 +36,11 @@ unsafe impl Cpu for Threads {
     fn barrier_all_cpus(&self) {}
 }
 
-/// Frames on a stack.
+thread_local! {
+    static NEAR: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Frames on a stack, with a smaller one for each thread.
 struct Machine {
     table: FlatFrameTable,
     free: SpinLock<Vec<u32>>,
@@ -57,11 +61,22 @@ impl Machine {
 // SAFETY: a frame is on the stack or handed out.
 unsafe impl PageAllocator for Machine {
     fn alloc_pages(&self, gfp: Gfp, order: Order, _node: Option<NodeId>) -> Result<Pfn, AllocError> {
-        let frame = self.free.with(&Threads, Vec::pop);
+        // A thread keeps some frames to itself, as a CPU does.
+        let frame = NEAR.with_borrow_mut(|near| {
+            if near.is_empty() {
+                self.free.with(&Threads, |free| near.extend(free.drain(free.len().saturating_sub(32)..)));
+            }
+            near.pop()
+        });
         frame.map(|frame| Pfn(frame.into())).ok_or(AllocError::NoMemory { order, gfp })
     }
     unsafe fn free_pages(&self, pfn: Pfn, _order: Order) -> Result<(), FreeError> {
-        self.free.with(&Threads, |free| free.push(pfn.0 as u32));
+        NEAR.with_borrow_mut(|near| {
+            near.push(pfn.0 as u32);
+            if near.len() >= 64 {
+                self.free.with(&Threads, |free| free.extend(near.drain(32..)));
+            }
+        });
         Ok(())
     }
 }
@@ -140,6 +155,7 @@ fn half(handles: Vec<Option<Handle>>) -> Vec<Handle> {
 }
 
 fn scale(threads: usize) -> f64 {
+    NEAR.take();
     let pool = Pool::new(Machine::new(20_000), Config::new(), Gfp::KERNEL).expect("memory");
     let rounds = 300_000;
     let start = Instant::now();
@@ -176,6 +192,7 @@ fn main() {
     };
     let moving = phase.ends_with("moving");
     let config = if moving { Config::new().with_moves_per_free(1) } else { Config::new() };
+    NEAR.take();
     let pool = Pool::new(Machine::new(90_000), config, Gfp::KERNEL).expect("memory");
     let page = vec![0x5a; PAGE_SIZE];
     match phase.as_str() {

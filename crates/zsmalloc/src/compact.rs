@@ -156,7 +156,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         for frame in first..=last {
             if let Some(pfn) = released.pop_frame() {
                 // `back` counts it again.
-                self.pool.frames.add(-1);
+                self.pool.count_frames(self.class, -1);
                 match self.pool.env.frames().address_of(pfn) {
                     Some(address) => self.back(number, &zspage, frame, pfn, address),
                     None => return Ok(Err(0)),
@@ -281,7 +281,7 @@ impl<E: ZsEnv> Pool<E> {
             self.release_but(&mut released, class, if step == Ok(Step::Done) { 0 } else { 2 });
             match step {
                 Ok(Step::Moved(_)) => {}
-                Ok(Step::Frames(nr)) if self.borrow_frames(&mut released, nr) => {}
+                Ok(Step::Frames(nr)) if self.borrow_frames(class, &mut released, nr) => {}
                 Ok(_) => break,
                 Err(damage) => {
                     self.report_damage(damage);
@@ -297,10 +297,10 @@ impl<E: ZsEnv> Pool<E> {
     }
 
     /// Allocates the few frames that get a compaction going when it has not freed any itself.
-    fn borrow_frames(&self, released: &mut Released, nr: usize) -> bool {
+    fn borrow_frames(&self, class: &Class, released: &mut Released, nr: usize) -> bool {
         while released.nr_frames() < nr {
             let Ok((pfn, _)) = self.alloc_frame(Gfp::NOWAIT.union(Gfp::MOVABLE)) else { return false };
-            self.frames.add(1);
+            self.count_frames(class, 1);
             released.push_frame(pfn);
         }
         true

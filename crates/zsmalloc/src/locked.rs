@@ -270,7 +270,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         self.pool.claim_frame(pfn, u64::from(number) << 8 | frame as u64);
         zspage.set_frame(frame, FrameWord::backed(address));
         self.state.frames += 1;
-        self.pool.frames.add(1);
+        self.pool.count_frames(self.class, 1);
         let (start, end) = zspage.shape().slots_of(frame);
         // Slots that touch a frame that was missing are free; those at the edges may miss another one.
         let is_first_whole = zspage.is_slot_backed(start);

@@ -26,6 +26,8 @@ use crate::{Config, Corruption, CreateError, DebugFlags, NotEmpty, StoreError, Z
 
 /// Classes in a frame.
 const CLASSES: usize = floor_power_of_two(PAGE_SIZE / size_of::<Class>());
+/// Counters of frames.
+const FRAME_COUNTERS: usize = 8;
 /// Frames of classes.
 const CLASS_FRAMES: usize = 256 / CLASSES;
 
@@ -52,8 +54,8 @@ pub struct Pool<E: ZsEnv> {
     pub(crate) handles: Directory,
     pub(crate) records: Directory,
     pub(crate) meta: IrqLock<Meta>,
-    /// Frames of objects.
-    pub(crate) frames: ShardedCounter,
+    /// Frames of objects, on a cache line for each few classes.
+    pub(crate) frames: [ShardedCounter; FRAME_COUNTERS],
     pub(crate) meta_frames: ShardedCounter,
     pub(crate) compacting: AtomicBool,
     pub(crate) pages_compacted: AtomicU64,
@@ -99,7 +101,7 @@ impl<E: ZsEnv> Pool<E> {
             handles: Directory::new(),
             records: Directory::new(),
             meta: IrqLock::new(Meta::new()),
-            frames: ShardedCounter::new(0),
+            frames: core::array::from_fn(|_| ShardedCounter::new(0)),
             meta_frames: ShardedCounter::new(0),
             compacting: AtomicBool::new(false),
             pages_compacted: AtomicU64::new(0),
@@ -179,6 +181,13 @@ impl<E: ZsEnv> Pool<E> {
     pub(crate) unsafe fn class_of_length(&self, len: usize) -> &Class {
         // SAFETY: lengths up to a page have a class (invariant 1).
         unsafe { &**self.by_length.get_unchecked(self.geometry.bucket_of(len)) }
+    }
+
+    /// Counts frames that a class got or gave back.
+    pub(crate) fn count_frames(&self, class: &Class, nr: i64) {
+        if let Some(counter) = self.frames.get(class.index as usize % FRAME_COUNTERS) {
+            counter.add(nr);
+        }
     }
 
     pub(crate) fn classes(&self) -> impl DoubleEndedIterator<Item = &Class> {

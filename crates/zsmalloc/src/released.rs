@@ -142,7 +142,7 @@ impl<E: ZsEnv> Pool<E> {
     #[inline(never)]
     fn release_slow(&self, released: &mut Released, class: &Class) {
         if released.nr_frames != 0 {
-            self.frames.add(-i64::from(released.nr_frames));
+            self.count_frames(class, -i64::from(released.nr_frames));
         }
         while let Some(pfn) = released.pop_frame() {
             self.give_frame(pfn);

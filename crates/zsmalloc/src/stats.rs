@@ -3,6 +3,7 @@
 use core::fmt;
 
 use kmem_gfp::PAGE_SIZE;
+use kmem_sync::ShardedCounter;
 use kmem_sync::atomic::Ordering;
 
 use crate::class::{Class, NR_LISTS};
@@ -69,11 +70,11 @@ pub struct ClassStats {
 }
 
 impl<E: ZsEnv> Pool<E> {
-    /// Frames that hold objects. One load; what a memory limit is compared with.
+    /// Frames that hold objects. A few loads; what a memory limit is compared with.
     #[doc(alias = "zs_get_total_pages")]
     #[inline]
     pub fn total_pages(&self) -> u64 {
-        self.frames.estimate().unsigned_abs()
+        self.frames.iter().map(ShardedCounter::estimate).sum::<i64>().unsigned_abs()
     }
 
     /// Frames that calls of [`compact`](Self::compact) have given back.
