@@ -188,6 +188,17 @@ impl<E: SlabEnv> Slabs<E> {
             return Ok(());
         }
         // SAFETY: given up by the caller.
+        unsafe { self.free_looking(cache, object) }
+    }
+
+    /// [`free`](Self::free) as a call: behind [`free_known`](Self::free_known), where caches of several nodes end up as well.
+    ///
+    /// # Safety
+    /// As for [`free`](Self::free).
+    #[inline(never)]
+    #[track_caller]
+    unsafe fn free_looking(&self, cache: &KmemCache, object: NonNull<u8>) -> Result<(), ObjectError> {
+        // SAFETY: the caller's promise is the same.
         unsafe { self.free(cache, object) }
     }
 

@@ -8,7 +8,6 @@ use core::ptr::NonNull;
 
 use kmem_gfp::{AllocError, Gfp};
 
-use crate::fast::push_known;
 use crate::{CacheArgs, CreateError, KmemCache, SlabEnv, Slabs};
 
 /// A cache of `T`s, destroyed on drop.
@@ -142,12 +141,8 @@ impl<'c, T, E: SlabEnv> CacheBox<'c, T, E> {
 
 #[inline(always)]
 fn free<T, E: SlabEnv>(cache: &Cache<'_, T, E>, object: NonNull<T>) {
-    // SAFETY: the callers own the object, which is one of this cache's by the type's invariant.
-    if unsafe { push_known(cache.slabs.env.cpu(), cache.raw, object.cast()) } {
-        return;
-    }
-    // SAFETY: the callers own the object and do not use it any more.
-    let freed = unsafe { cache.slabs.free(cache.raw, object.cast()) };
+    // SAFETY: the callers own the object, which is one of this cache's by the type's invariant, and do not use it any more.
+    let freed = unsafe { cache.slabs.free_known(cache.raw, object.cast()) };
     debug_assert!(freed.is_ok() || cache.raw.is_debug(), "{freed:?}");
 }
 
