@@ -47,7 +47,7 @@ fn pages_in_a_set_are_not_free() {
 }
 
 #[test]
-fn orders_that_are_not_cached_go_straight_to_the_bitmaps() {
+fn orders_that_a_small_set_does_not_cache_go_straight_to_the_bitmaps() {
     let rig = Rig::small(64 * 512);
     for order in [4, 5, 6, 7, 8, 10] {
         let before = normal(&rig).free_pages();
@@ -57,6 +57,47 @@ fn orders_that_are_not_cached_go_straight_to_the_bitmaps() {
         rig.put(pfn, order);
         assert_eq!(normal(&rig).free_pages(), before);
     }
+}
+
+#[test]
+fn large_sets_keep_a_few_blocks_of_the_middle_orders() {
+    let rig = Rig::small(512 * 512);
+    let all = normal(&rig).free_pages();
+    for order in 4..=8 {
+        let blocks: Vec<Pfn> = (0..40).map(|_| rig.get(Gfp::KERNEL, order).unwrap()).collect();
+        let mut most = 0;
+        for &pfn in &blocks {
+            rig.put(pfn, order);
+            most = most.max(cached_pages(&rig));
+        }
+        // B-69: at most eight of them, and the one freed last is the next.
+        assert!(cached_pages(&rig) >= 1 << order && most <= 8 << order, "{order}: {most}");
+        let before = normal(&rig).free_pages();
+        assert_eq!(rig.get(Gfp::KERNEL, order), blocks.last().copied());
+        assert_eq!(normal(&rig).free_pages(), before, "out of the set");
+        rig.put(blocks[39], order);
+        assert_eq!(rig.all_free(), all);
+    }
+}
+
+#[test]
+fn under_pressure_blocks_of_the_middle_orders_are_not_kept() {
+    let rig = Rig::small(512 * 512);
+    let all = normal(&rig).free_pages();
+    let mut blocks = Vec::new();
+    while !normal(&rig).pressed.load(Ordering::Relaxed) {
+        blocks.push(rig.get(Gfp::KERNEL, 8).unwrap());
+    }
+    rig.drain_all_pages();
+    let before = normal(&rig).free_pages();
+    let pfn = rig.get(Gfp::KERNEL, 5).unwrap();
+    assert_eq!(normal(&rig).free_pages(), before - 32, "one, and none to spare");
+    rig.put(pfn, 5);
+    assert_eq!(normal(&rig).free_pages(), before);
+    for pfn in blocks {
+        rig.put(pfn, 8);
+    }
+    assert_eq!(rig.all_free(), all);
 }
 
 #[test]
