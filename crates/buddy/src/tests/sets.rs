@@ -81,6 +81,44 @@ fn large_sets_keep_a_few_blocks_of_the_middle_orders() {
 }
 
 #[test]
+fn mixed_orders_through_large_sets_share_no_frame_and_lose_none() {
+    const FRAMES: u64 = 512 * 512;
+    for rig in [Rig::small(FRAMES), Rig::checked(FRAMES)] {
+        let mut held: Vec<(Pfn, u32)> = Vec::new();
+        let mut owned = std::vec![false; FRAMES as usize];
+        let (mut random, mut filled) = (0x9e37_79b9_7f4a_7c15_u64, 0);
+        let frames = |pfn: Pfn, order: u32| pfn.0 as usize..pfn.0 as usize + (1 << order);
+        for turn in 0..20_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let dice = (random >> 33) as usize;
+            // From time to time all the way down, so that every stack runs full.
+            if filled < FRAMES * 8 / 10 && turn % 4_000 < 3_000 {
+                let (order, gfp) = (dice as u32 % 11, [Gfp::KERNEL, Gfp::HIGHUSER_MOVABLE][dice / 11 % 2]);
+                let pfn = rig.get(gfp | ANY, order).unwrap();
+                for frame in frames(pfn, order) {
+                    assert!(!core::mem::replace(&mut owned[frame], true), "frame {frame} twice");
+                }
+                held.push((pfn, order));
+                filled += 1 << order;
+            } else if !held.is_empty() {
+                let (pfn, order) = held.swap_remove(dice % held.len());
+                owned[frames(pfn, order)].fill(false);
+                rig.put(pfn, order);
+                filled -= 1 << order;
+            }
+        }
+        let stats = rig.zone_stats(normal(&rig));
+        assert_eq!(stats.allocated_pages - stats.freed_pages, filled);
+        assert_eq!(normal(&rig).free_pages() + stats.cached_pages + filled, FRAMES);
+        for (pfn, order) in held {
+            rig.put(pfn, order);
+        }
+        assert_eq!(rig.all_free(), FRAMES);
+        assert_eq!(rig.event(crate::Event::BadFree), 0);
+    }
+}
+
+#[test]
 fn under_pressure_blocks_of_the_middle_orders_are_not_kept() {
     let rig = Rig::small(512 * 512);
     let all = normal(&rig).free_pages();
