@@ -16,7 +16,7 @@ use kmem_sync::atomic::Ordering;
 use crate::buddy::Buddy;
 use crate::cpu::CpuBlock;
 use crate::env::BuddyEnv;
-use crate::pcp::{ZoneSet, bump};
+use crate::pcp::{ZoneSet, bump, is_middle};
 use crate::state::State;
 use crate::stats::Event;
 use crate::take::Want;
@@ -280,6 +280,10 @@ impl<E: BuddyEnv> Buddy<E> {
         // SAFETY: inside the section of the set's CPU.
         if let Some(pfn) = unsafe { set.pop_any(stack) } {
             return Some(pfn);
+        }
+        // Under pressure nothing of the middle orders is laid by.
+        if set.room(stack) == 0 || (is_middle(stack) && zone.pressed.load(Ordering::Relaxed)) {
+            return None;
         }
         let (nr, before) = self.refill_amount(zone, set, stack);
         let want = Want {

@@ -114,8 +114,15 @@ impl<'a> Block<'a> {
     /// Files the pageblock under its present largest free order.
     pub(crate) fn refile(&self) {
         let mut cleared = false;
+        let mut seen = None;
         self.update(|record| {
-            let filed = largest_in(&self.free.snapshot()).map_or(0, |order| order + 1);
+            // Worked out again only where the line has changed since the last time.
+            let words = self.free.snapshot();
+            let filed = match seen {
+                Some((before, filed)) if before == words => filed,
+                _ => largest_in(&words).map_or(0, |order| order + 1),
+            };
+            seen = Some((words, filed));
             let mut new = record.with_filed(filed);
             if filed == FRAMES_SHIFT + 1 {
                 cleared |= new.has(Record::TAILS);

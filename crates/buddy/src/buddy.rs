@@ -331,8 +331,8 @@ impl<E: BuddyEnv> Buddy<E> {
     /// `node` (`None`: the running CPU's).
     ///
     /// Contexts: any that `gfp` allows. The common order-0 request takes about twenty instructions; others of the
-    /// cached orders (0..=3 and 9) a few dozen; all others are lock-free searches of the bitmaps. Under shortage the slow
-    /// path reclaims through the environment, as far as `gfp` permits.
+    /// cached orders (0..=3 and 9, in large zones all up to 9) a few dozen; all others are lock-free searches of the
+    /// bitmaps. Under shortage the slow path reclaims through the environment, as far as `gfp` permits.
     ///
     /// # Errors
     /// [`AllocError::NoMemory`] when nothing fits and the flags forbid trying harder; [`AllocError::BadFlags`] for flags that
@@ -366,8 +366,8 @@ impl<E: BuddyEnv> Buddy<E> {
     /// # Errors
     /// A [`FreeError`] if the block is recognisably not an allocated block of this order; nothing has changed. Frames that no
     /// zone holds are always recognised. With [`BuddyOptions::check_free`] everything else is recognised as well;
-    /// without it blocks of the orders that are cached per CPU (0..=3 and 9) are checked when they leave their set, and a
-    /// bad one is then dropped and reported instead of freed.
+    /// without it blocks of the orders that are cached per CPU (up to 9 in large zones, else 0..=3 and 9) are checked when
+    /// they leave their set, and a bad one is then dropped and reported instead of freed.
     ///
     /// # Safety
     /// The caller owns the whole block and nothing uses its memory any more.

@@ -13,7 +13,7 @@ use kmem_sync::{CpuId, LocalLock};
 
 use crate::arena::Arena;
 use crate::line::FRAMES_SHIFT;
-use crate::pcp::{NEVER, Stack, ZoneSet, stack_index};
+use crate::pcp::{HUGE, NEVER, Stack, ZoneSet, stack_index};
 use crate::zone::Zone;
 
 /// One CPU's part: what its fast paths look at, and behind it its zone sets.
@@ -98,7 +98,7 @@ impl CpuBlock {
         let stack = match order.get() {
             0 => return Some(self.route(bits)),
             9 => self.routes[1][(bits & 31) as usize].load(Ordering::Relaxed),
-            order @ 1..=3 => {
+            order @ 1..=8 => {
                 let stack = self.routes[0][(bits & 31) as usize].load(Ordering::Relaxed);
                 if self.column_of(stack)? >= 3 {
                     return None;
@@ -153,8 +153,8 @@ impl CpuBlock {
         let column = self.column_of(stack)?;
         let ahead = match order.get() {
             _ if column >= 3 => return None,
-            order @ 0..=3 => order as usize * 3,
-            9 => 12 + usize::from(column != 1) - column,
+            order @ 0..=8 => order as usize * 3,
+            9 => HUGE + usize::from(column != 1) - column,
             _ => return None,
         };
         // SAFETY: in the set of which `stack` is one of the first three.

@@ -13,7 +13,7 @@ use crate::block::Block;
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
 use crate::line::{FRAMES, FRAMES_SHIFT};
-use crate::pcp::{STACKS, ZoneSet, bump, order_of, stack_index};
+use crate::pcp::{STACKS, ZoneSet, bump, is_middle, order_of, stack_index};
 use crate::record::Record;
 use crate::state::State;
 use crate::stats::Event;
@@ -46,6 +46,9 @@ impl<E: BuddyEnv> Buddy<E> {
         if let Some(stack) = stack_index(order, migratetype).filter(|_| !zone.has_flag(flag::SETS_OFF)) {
             let done = self.section(|sets| {
                 let set = sets.zone_set(zone)?;
+                if set.room(stack) == 0 || (is_middle(stack) && zone.pressed.load(Ordering::Relaxed)) {
+                    return None;
+                }
                 let done = self.free_cached(state, zone, set, stack, pfn);
                 sets.remember(block.arena, pfn);
                 done.then_some(())

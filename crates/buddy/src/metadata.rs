@@ -392,8 +392,8 @@ pub(crate) fn room_for(managed: u64, total: u64, budget_entries: usize, nr_cpus:
         return 0;
     }
     let share = (budget_entries as u128 * u128::from(managed) / u128::from(total.max(1))) as usize / nr_cpus.max(1);
-    // The stacks of one set together have room for about 4.5 times as many entries.
-    (share * 10 / 45).clamp(min_room(managed), MAX_ROOM)
+    // The stacks of one set together have room for about 4.5 times as many entries; the rest is for small zones' least.
+    (share * 10 / 48).clamp(min_room(managed), MAX_ROOM)
 }
 
 /// The layout of everything for `map`.

@@ -9,7 +9,7 @@ use kmem_gfp::{AllocError, FreeError, Gfp, NodeId, Order, Pfn};
 
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
-use crate::pcp::stack_index;
+use crate::pcp::is_kernel_cached;
 
 impl<E: BuddyEnv> Buddy<E> {
     /// Allocates in any context: takes no lock, never reclaims, wakes nobody, looks at the min mark, makes one pass. The
@@ -17,7 +17,7 @@ impl<E: BuddyEnv> Buddy<E> {
     ///
     /// # Errors
     /// [`AllocError::NoMemory`] for shortage and contention alike, and wherever such requests are refused outright: orders
-    /// that are not cached per CPU, interrupts on a real-time kernel, a failed charge.
+    /// other than 0..=3 and 9, interrupts on a real-time kernel, a failed charge.
     /// [`AllocError::BadFlags`] for any other flag.
     #[doc(alias = "try_alloc_pages")]
     pub fn alloc_pages_nolock(&self, gfp: Gfp, order: Order, node: Option<NodeId>) -> Result<Pfn, AllocError> {
@@ -29,7 +29,7 @@ impl<E: BuddyEnv> Buddy<E> {
             realtime_kernel: self.options().realtime_kernel,
             // There are no locks to be empty.
             empty_locks: false,
-            order_is_cached: stack_index(order, kmem_gfp::MigrateType::Unmovable).is_some(),
+            order_is_cached: is_kernel_cached(order),
             initialised: true,
         };
         let request = self.request(state, gfp, order, node)?;

@@ -1,11 +1,13 @@
 //! Per-CPU page sets: free blocks that one CPU keeps at hand.
 //!
 //! ```text
-//! ZoneSet (CPU x zone)  stacks: 3 types x orders 0..=3, 2 x order 9, and one that takes nothing
+//! ZoneSet (CPU x zone)  stacks: 3 types x orders 0..=8, 2 x order 9, and one that takes nothing
 //!
 //! entries   | f | f | f | f |   |   |   |
 //!           base            top     limit          pop: top > floor     push: top < limit
 //! ```
+//!
+//! Stacks of the middle orders (4..=8) hold a few blocks each, in sets large enough for that; elsewhere they have no room.
 //!
 //! A stack holds first frames of blocks. Only the CPU that owns it, inside its section,
 //! moves `top` and touches entries; everybody may read `top`. `floor` is `base` while the fast path may pop and the
@@ -19,7 +21,9 @@ use kmem_sync::LocalCounter;
 use kmem_sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 /// Stacks that hold blocks.
-pub(crate) const STACKS: usize = 14;
+pub(crate) const STACKS: usize = HUGE + 2;
+/// The first stack of order 9.
+pub(crate) const HUGE: usize = 27;
 /// The stack that never takes nor gives anything.
 pub(crate) const NEVER: usize = STACKS;
 
@@ -83,7 +87,12 @@ fn closed() -> *mut u64 {
     core::ptr::without_provenance_mut(usize::MAX)
 }
 
-/// Which stack of a zone holds blocks of an order and type; `None` for orders that are not cached.
+/// The most blocks that a stack of a middle order has room for.
+const MIDDLE_ROOM: usize = 8;
+/// Sets whose order-0 stacks have room for fewer pages keep nothing of the middle orders.
+const MIDDLE_LEAST: usize = 256;
+
+/// Which stack of a zone holds blocks of an order and type; `None` for orders and types that are not cached.
 #[inline]
 pub(crate) const fn stack_index(order: Order, migratetype: MigrateType) -> Option<usize> {
     let column = match migratetype {
@@ -93,15 +102,25 @@ pub(crate) const fn stack_index(order: Order, migratetype: MigrateType) -> Optio
         MigrateType::Isolate => return None,
     };
     match order.get() {
-        0..=3 => Some(order.index() * 3 + column),
-        9 => Some(12 + (column != 1) as usize),
+        0..=8 => Some(order.index() * 3 + column),
+        9 => Some(HUGE + (column != 1) as usize),
         _ => None,
     }
 }
 
 /// The order of the blocks in a stack.
 pub(crate) const fn order_of(stack: usize) -> u32 {
-    if stack < 12 { (stack / 3) as u32 } else { 9 }
+    if stack < HUGE { (stack / 3) as u32 } else { 9 }
+}
+
+/// Whether a stack holds blocks of the middle orders, 4..=8, which the kernel does not cache.
+pub(crate) const fn is_middle(stack: usize) -> bool {
+    matches!(order_of(stack), 4..=8)
+}
+
+/// Whether the kernel caches blocks of this order.
+pub(crate) const fn is_kernel_cached(order: Order) -> bool {
+    matches!(order.get(), 0..=3 | 9)
 }
 
 /// How many blocks a stack has room for when an order-0 stack has room for `pages`.
@@ -111,6 +130,10 @@ const fn room_of(stack: usize, pages: usize) -> usize {
         1 => pages / 4,
         2 => pages / 8,
         3 => pages / 16,
+        order @ 4..=8 => {
+            let room = if pages < MIDDLE_LEAST { 0 } else { pages >> (order + 1) };
+            return if room < MIDDLE_ROOM { room } else { MIDDLE_ROOM };
+        }
         _ => pages / 64,
     };
     if pages == 0 {

@@ -165,8 +165,9 @@ impl<E: BuddyEnv> Buddy<E> {
                         );
                     }
                 }
+                let left = set.pages() as u32;
                 for stack in 0..STACKS {
-                    self.adjust_limit(zone, set, stack, set.pages() as u32);
+                    self.adjust_limit(zone, set, stack, left);
                 }
                 if zone.node != sets.node && count > 0 && set.expires() {
                     self.drain_pages(state, zone, set, 0, u64::from(count));

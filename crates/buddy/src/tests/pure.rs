@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::bits::{choose, cover, heads, merged};
 use crate::highatomic_limit;
 use crate::line::{Line, WORDS, for_each_block, largest_in};
-use crate::pcp::stack_index;
+use crate::pcp::{is_kernel_cached, is_middle, stack_index};
 use crate::take::fallbacks;
 use crate::tuning::{decayed, drain_amount, refill};
 use crate::views::stat_threshold;
@@ -122,19 +122,20 @@ fn reserves_divide_what_lies_above() {
 }
 
 #[test]
-fn stacks_are_kept_for_orders_0_to_3_and_9() {
-    // B-69: 3 types x 4 orders, and 2 for huge pages.
+fn stacks_are_kept_for_all_orders_but_the_largest() {
+    // B-69: the kernel's 3 types x 4 orders and 2 for huge pages, and 3 types for each order between.
     let mut seen: Vec<usize> = Vec::new();
     for order in Order::all() {
         for migratetype in MigrateType::PCP {
             let stack = stack_index(order, migratetype);
-            assert_eq!(stack.is_some(), order.get() <= 3 || order.get() == 9, "{order}");
+            assert_eq!(stack.is_some(), order.get() <= 9, "{order}");
+            assert_eq!(stack.is_some_and(|stack| !is_middle(stack)), is_kernel_cached(order), "{order}");
             seen.extend(stack);
         }
     }
     seen.sort_unstable();
     seen.dedup();
-    assert_eq!(seen, (0..14).collect::<Vec<_>>());
+    assert_eq!(seen, (0..29).collect::<Vec<_>>());
     // B-70
     for order in [Order::ZERO, Order::PAGEBLOCK] {
         for migratetype in [MigrateType::HighAtomic, MigrateType::Cma] {

@@ -47,7 +47,7 @@ fn pages_in_a_set_are_not_free() {
 }
 
 #[test]
-fn orders_that_are_not_cached_go_straight_to_the_bitmaps() {
+fn orders_that_a_small_set_does_not_cache_go_straight_to_the_bitmaps() {
     let rig = Rig::small(64 * 512);
     for order in [4, 5, 6, 7, 8, 10] {
         let before = normal(&rig).free_pages();
@@ -57,6 +57,85 @@ fn orders_that_are_not_cached_go_straight_to_the_bitmaps() {
         rig.put(pfn, order);
         assert_eq!(normal(&rig).free_pages(), before);
     }
+}
+
+#[test]
+fn large_sets_keep_a_few_blocks_of_the_middle_orders() {
+    let rig = Rig::small(512 * 512);
+    let all = normal(&rig).free_pages();
+    for order in 4..=8 {
+        let blocks: Vec<Pfn> = (0..40).map(|_| rig.get(Gfp::KERNEL, order).unwrap()).collect();
+        let mut most = 0;
+        for &pfn in &blocks {
+            rig.put(pfn, order);
+            most = most.max(cached_pages(&rig));
+        }
+        // B-69: at most eight of them, and the one freed last is the next.
+        assert!(cached_pages(&rig) >= 1 << order && most <= 8 << order, "{order}: {most}");
+        let before = normal(&rig).free_pages();
+        assert_eq!(rig.get(Gfp::KERNEL, order), blocks.last().copied());
+        assert_eq!(normal(&rig).free_pages(), before, "out of the set");
+        rig.put(blocks[39], order);
+        assert_eq!(rig.all_free(), all);
+    }
+}
+
+#[test]
+fn mixed_orders_through_large_sets_share_no_frame_and_lose_none() {
+    const FRAMES: u64 = 512 * 512;
+    for rig in [Rig::small(FRAMES), Rig::checked(FRAMES)] {
+        let mut held: Vec<(Pfn, u32)> = Vec::new();
+        let mut owned = std::vec![false; FRAMES as usize];
+        let (mut random, mut filled) = (0x9e37_79b9_7f4a_7c15_u64, 0);
+        let frames = |pfn: Pfn, order: u32| pfn.0 as usize..pfn.0 as usize + (1 << order);
+        for turn in 0..20_000 {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+            let dice = (random >> 33) as usize;
+            // From time to time all the way down, so that every stack runs full.
+            if filled < FRAMES * 8 / 10 && turn % 4_000 < 3_000 {
+                let (order, gfp) = (dice as u32 % 11, [Gfp::KERNEL, Gfp::HIGHUSER_MOVABLE][dice / 11 % 2]);
+                let pfn = rig.get(gfp | ANY, order).unwrap();
+                for frame in frames(pfn, order) {
+                    assert!(!core::mem::replace(&mut owned[frame], true), "frame {frame} twice");
+                }
+                held.push((pfn, order));
+                filled += 1 << order;
+            } else if !held.is_empty() {
+                let (pfn, order) = held.swap_remove(dice % held.len());
+                owned[frames(pfn, order)].fill(false);
+                rig.put(pfn, order);
+                filled -= 1 << order;
+            }
+        }
+        let stats = rig.zone_stats(normal(&rig));
+        assert_eq!(stats.allocated_pages - stats.freed_pages, filled);
+        assert_eq!(normal(&rig).free_pages() + stats.cached_pages + filled, FRAMES);
+        for (pfn, order) in held {
+            rig.put(pfn, order);
+        }
+        assert_eq!(rig.all_free(), FRAMES);
+        assert_eq!(rig.event(crate::Event::BadFree), 0);
+    }
+}
+
+#[test]
+fn under_pressure_blocks_of_the_middle_orders_are_not_kept() {
+    let rig = Rig::small(512 * 512);
+    let all = normal(&rig).free_pages();
+    let mut blocks = Vec::new();
+    while !normal(&rig).pressed.load(Ordering::Relaxed) {
+        blocks.push(rig.get(Gfp::KERNEL, 8).unwrap());
+    }
+    rig.drain_all_pages();
+    let before = normal(&rig).free_pages();
+    let pfn = rig.get(Gfp::KERNEL, 5).unwrap();
+    assert_eq!(normal(&rig).free_pages(), before - 32, "one, and none to spare");
+    rig.put(pfn, 5);
+    assert_eq!(normal(&rig).free_pages(), before);
+    for pfn in blocks {
+        rig.put(pfn, 8);
+    }
+    assert_eq!(rig.all_free(), all);
 }
 
 #[test]
