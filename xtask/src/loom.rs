@@ -24,8 +24,9 @@ pub(crate) struct Options {
     /// Also the models marked `#[ignore]`, which take longer.
     #[arg(long)]
     full: bool,
-    /// How often a thread may be interrupted in one execution.
-    #[arg(long, value_name = "N", default_value_t = 3)]
+    /// How often a thread may be interrupted in one execution. Two take minutes for all crates; three take an hour or more,
+    /// most of it in `slab`.
+    #[arg(long, value_name = "N", default_value_t = 2)]
     max_preemptions: u32,
 }
 
