@@ -20,8 +20,8 @@ const GFP: Gfp = Gfp::KERNEL.union(Gfp::MEMALLOC).union(Gfp::NOWARN).union(Gfp::
 
 impl Pages for KmemPages {
     fn new(frames: usize, cpus: usize) -> Option<Self> {
-        // The machine keeps a few frames for its own caches.
-        machine::boot((frames + 1024) * 4096, cpus.max(1)).map(|machine| Self(machine.kmem()))
+        // The machine keeps a few frames for its own caches, and the thread that prepares it one of the CPUs.
+        machine::boot((frames + 1024) * 4096, cpus + 1).map(|machine| Self(machine.kmem()))
     }
     #[inline(always)]
     fn alloc(&self, _cpu: usize, order: u32) -> Option<usize> {
