@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kmem::gfp::{FlatFrameTable, FrameWords, NoReclaim, PlainContext};
 use kmem::kmalloc::KmallocConfig;
 use kmem::sync::{Cpu, CpuId, IrqState, NoReaders};
-use kmem::{Gfp, Kmem, KmemCell, MemoryMap, Order, PAGE_SIZE, Pfn, PfnRange, Platform, Region};
+use kmem::{Gfp, Kmem, KmemCell, MemoryMap, NoAddressSpace, Order, PAGE_SIZE, Pfn, PfnRange, Platform, Region};
 
 const PAGES: usize = 2048;
 /// The frame that the memory begins at.
@@ -83,6 +83,7 @@ impl Platform for Board {
     type Grace = NoReaders;
     type Reclaimer = NoReclaim;
     type Frames = FlatFrameTable;
+    type Space = NoAddressSpace;
 
     fn cpu(&self) -> &OneCpu {
         &self.cpu
@@ -98,6 +99,9 @@ impl Platform for Board {
     }
     fn frames(&self) -> &FlatFrameTable {
         &self.frames
+    }
+    fn space(&self) -> &NoAddressSpace {
+        &NoAddressSpace
     }
     fn kmalloc_config(&self) -> KmallocConfig {
         KmallocConfig { cgroup: true, ..KmallocConfig::default() }

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use kmem::gfp::{FlatFrameTable, FrameWords, NoReclaim, PlainContext};
 use kmem::kmalloc::KmallocConfig;
 use kmem::sync::{NoReaders, SingleCpu};
-use kmem::{Gfp, InitError, KmemCell, MapError, MemoryMap, Order, PAGE_SIZE, Pfn, PfnRange, Platform, Region};
+use kmem::{
+    Gfp, InitError, KmemCell, MapError, MemoryMap, NoAddressSpace, Order, PAGE_SIZE, Pfn, PfnRange, Platform, Region,
+};
 
 const PAGES: u64 = 2048;
 
@@ -26,6 +28,7 @@ impl Platform for Shaky {
     type Grace = NoReaders;
     type Reclaimer = NoReclaim;
     type Frames = FlatFrameTable;
+    type Space = NoAddressSpace;
 
     fn cpu(&self) -> &SingleCpu {
         &self.cpu
@@ -41,6 +44,9 @@ impl Platform for Shaky {
     }
     fn frames(&self) -> &FlatFrameTable {
         &self.frames
+    }
+    fn space(&self) -> &NoAddressSpace {
+        &NoAddressSpace
     }
     fn kmalloc_config(&self) -> KmallocConfig {
         KmallocConfig { cgroup: true, partitions: true, ..KmallocConfig::default() }

@@ -1,6 +1,6 @@
 //! A machine as [`kmem::Platform`].
 
-use kmem::Platform;
+use kmem::{NoAddressSpace, Platform};
 use kmem_buddy::BuddyOptions;
 use kmem_gfp::{FlatFrameTable, Gfp, NodeId, Order, PfnRange};
 use kmem_kmalloc::KmallocConfig;
@@ -16,6 +16,7 @@ impl Platform for Host<HostCpu> {
     type Grace = EpochGrace<HostCpu>;
     type Reclaimer = HostReclaimer;
     type Frames = FlatFrameTable;
+    type Space = NoAddressSpace;
 
     #[inline(always)]
     fn cpu(&self) -> &HostCpu {
@@ -36,6 +37,9 @@ impl Platform for Host<HostCpu> {
     #[inline(always)]
     fn frames(&self) -> &FlatFrameTable {
         &self.table
+    }
+    fn space(&self) -> &NoAddressSpace {
+        &NoAddressSpace
     }
     unsafe fn zero_frames(&self, range: PfnRange) {
         // SAFETY: the caller's promise is the same.

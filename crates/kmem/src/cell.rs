@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! KmemCell ── phase: empty ─▶ busy ─▶ ready
-//!          └─ Kmem { platform ◀─ pages ◀─ slabs ◀─ kmalloc }      each part borrows those to its left, for good
+//!          └─ Kmem { platform ◀─ pages ◀─ vmalloc, slabs ◀─ kmalloc }      each part borrows those to its left, for good
 //! ```
 //!
 //! The parts borrow one another, so they are written in place, left to right, and never move. A cell is `const`-made:
@@ -18,8 +18,9 @@ use kmem_kmalloc::Kmalloc;
 use kmem_slab::Slabs;
 use kmem_sync::atomic::{AtomicU32, Ordering};
 use kmem_sync::{UnsafeCell, const_fn};
+use kmem_vmalloc::Vmalloc;
 
-use crate::{InitError, Kmem, ObjectSide, PageSide, PageSource, Platform};
+use crate::{InitError, Kmem, ObjectSide, PageSide, PageSource, Platform, VirtualSide};
 
 const EMPTY: u32 = 0;
 const BUSY: u32 = 1;
@@ -69,7 +70,8 @@ impl<P: Platform> KmemCell<P> {
         Some(self.kmem.with(|kmem| unsafe { (*kmem).assume_init_ref() }))
     }
 
-    /// Brings the machine to life: the page allocator over the memory of `map`, then the object caches, then kmalloc.
+    /// Brings the machine to life: the page allocator over the memory of `map`, then the vmalloc window if there is one, then
+    /// the object caches, then kmalloc.
     /// May sleep; called once, before anything allocates.
     ///
     /// `metadata` supplies the bookkeeping memory for the page allocator: it is called with the layout needed.
@@ -83,6 +85,8 @@ impl<P: Platform> KmemCell<P> {
     ///    exists, and is not in the map's unreserved frames.
     /// 2. The frames of the map that are not reserved exist and are used by nobody else.
     /// 3. The platform's [`frames`](Platform::frames) cover every such frame below the HIGHMEM zone.
+    /// 4. The addresses of the platform's [`vmalloc_window`](Platform::vmalloc_window) are used by nobody else for as long
+    ///    as the machine exists.
     pub unsafe fn init(
         &'static self,
         platform: P,
@@ -134,6 +138,12 @@ unsafe fn fill<P: Platform>(
             metadata(layout).ok_or(MapError::NotEnoughMetadata { size_bytes: layout.size(), align: layout.align() })?;
         pages.init(map, metadata)?;
 
+        (&raw mut (*place).vmalloc).write(Vmalloc::new(VirtualSide::new(platform, pages)));
+        let undo_vmalloc = OnFailure(&raw mut (*place).vmalloc);
+        if let Some(window) = platform.vmalloc_window() {
+            (*place).vmalloc.init(window)?;
+        }
+
         let slabs = Slabs::with_config(ObjectSide::new(platform, pages), platform.slab_config());
         (&raw mut (*place).slabs).write(slabs);
         let slabs: &'static Slabs<ObjectSide<P>> = &(*place).slabs;
@@ -141,7 +151,7 @@ unsafe fn fill<P: Platform>(
         slabs.init()?;
 
         (&raw mut (*place).kmalloc).write(Kmalloc::new(slabs, platform.kmalloc_config())?);
-        core::mem::forget((undo_slabs, undo_pages, undo_platform));
+        core::mem::forget((undo_slabs, undo_vmalloc, undo_pages, undo_platform));
     }
     Ok(())
 }

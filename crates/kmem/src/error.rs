@@ -3,6 +3,7 @@
 use kmem_buddy::MapError;
 use kmem_gfp::AllocError;
 use kmem_slab::CreateError;
+use kmem_vmalloc::VmallocError;
 
 /// Why [`KmemCell::init`](crate::KmemCell::init) failed. The cell is as before and may be initialised again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,6 +18,9 @@ pub enum InitError {
     /// Too little memory for the first caches.
     #[error(transparent)]
     Alloc(#[from] AllocError),
+    /// The vmalloc window could not be set up.
+    #[error(transparent)]
+    Window(#[from] VmallocError),
     /// A kmalloc cache could not be made.
     #[error(transparent)]
     Create(#[from] CreateError),

@@ -8,8 +8,9 @@ use core::ptr::NonNull;
 use kmem_gfp::{AllocError, FrameTable, FreeError, Gfp, NodeId, Order, PageAllocator, Pages, Pfn};
 use kmem_kmalloc::Kmalloc;
 use kmem_slab::Slabs;
+use kmem_vmalloc::Vmalloc;
 
-use crate::{ObjectSide, PageSource, Platform};
+use crate::{ObjectSide, PageSource, Platform, VirtualSide};
 
 /// The allocators of one machine. Made by [`KmemCell::init`](crate::KmemCell::init).
 ///
@@ -19,6 +20,7 @@ use crate::{ObjectSide, PageSource, Platform};
 #[repr(C)]
 pub struct Kmem<P: Platform> {
     pub(crate) kmalloc: Kmalloc<'static, ObjectSide<P>>,
+    pub(crate) vmalloc: Vmalloc<VirtualSide<P>>,
     pub(crate) slabs: Slabs<ObjectSide<P>>,
     pub(crate) pages: PageSource<P>,
     pub(crate) platform: P,
@@ -54,6 +56,12 @@ impl<P: Platform> Kmem<P> {
     #[inline(always)]
     pub fn kmalloc_layer(&'static self) -> &'static Kmalloc<'static, ObjectSide<P>> {
         &self.kmalloc
+    }
+
+    /// vmalloc.
+    #[inline(always)]
+    pub fn vmalloc_layer(&self) -> &Vmalloc<VirtualSide<P>> {
+        &self.vmalloc
     }
 }
 

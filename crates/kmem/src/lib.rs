@@ -3,7 +3,7 @@
 //! - [`Platform`]: what a machine supplies;
 //! - [`KmemCell`] and [`Kmem`]: where the allocators live, and the familiar names in one place;
 //! - [`KmemGlobal`], [`GfpAlloc`]: the machine for Rust's collections;
-//! - the layers, re-exported: [`gfp`], [`buddy`], [`slab`], [`kmalloc`](mod@kmalloc), [`sync`].
+//! - the layers, re-exported: [`gfp`], [`buddy`], [`slab`], [`kmalloc`](mod@kmalloc), [`vmalloc`](mod@vmalloc), [`sync`].
 #![doc = include_str!("../README.md")]
 #![no_std]
 
@@ -18,6 +18,7 @@ mod names;
 mod platform;
 mod scopes;
 mod views;
+mod virtual_side;
 
 pub use cell::KmemCell;
 pub use error::InitError;
@@ -26,6 +27,7 @@ pub use handle::GfpAlloc;
 pub use kmem::Kmem;
 pub use platform::{ObjectSide, PageSide, Platform};
 pub use views::SlabInfo;
+pub use virtual_side::{NoAddressSpace, VirtualSide};
 
 pub use kmem_buddy as buddy;
 pub use kmem_buddy::{MapError, MemoryMap, Region, ZoneLimits};
@@ -41,6 +43,7 @@ pub use kmem_slab::{
     Cache, CacheArgs, CacheBox, CreateError, DestroyError, KmemCache, ObjectError, RcuHead, SlabFlags,
 };
 pub use kmem_sync as sync;
+pub use kmem_vmalloc as vmalloc;
 
 /// The page allocator of a machine.
 pub type PageSource<P> = kmem_buddy::Buddy<PageSide<P>>;

@@ -6,22 +6,26 @@
 //!           ├─ grace()       when every reader has finished             kmem_sync::GracePeriod
 //!           ├─ reclaimer()   what to do about a shortage                kmem_gfp::Reclaimer
 //!           ├─ frames()      frame ◀─▶ address, three words a frame     kmem_gfp::FrameTable
-//!           └─ questions with defaults: nodes, zeroing, entropy, fault injection, tunables
+//!           ├─ space()       page tables of the vmalloc window, or none kmem_vmalloc::AddressSpace
+//!           └─ questions with defaults: the window, nodes, zeroing, entropy, fault injection, tunables
 //! ```
 //!
 //! `docs/porting.md` goes through it item by item.
+
+use core::ops::Range;
 
 use kmem_buddy::{BuddyEnv, BuddyOptions};
 use kmem_gfp::{AllocContext, FrameTable, Gfp, NodeId, Order, PAGE_SIZE, PfnRange, ReclaimRequest, Reclaimer};
 use kmem_kmalloc::KmallocConfig;
 use kmem_slab::{SlabConfig, SlabEnv};
 use kmem_sync::{Cpu, CpuId, GracePeriod};
+use kmem_vmalloc::{AddressSpace, CpuSet, ExhaustionNotifier, NoNotifier, Work};
 
 /// What a machine supplies.
 ///
-/// The five parts are required; each has a "there is none" implementation for machines without it
+/// The six parts are required; each has a "there is none" implementation for machines without it
 /// ([`SingleCpu`](kmem_sync::SingleCpu), [`PlainContext`](kmem_gfp::PlainContext),
-/// [`NoReaders`](kmem_sync::NoReaders), [`NoReclaim`](kmem_gfp::NoReclaim)) and
+/// [`NoReaders`](kmem_sync::NoReaders), [`NoReclaim`](kmem_gfp::NoReclaim), [`NoAddressSpace`](crate::NoAddressSpace)) and
 /// [`FlatFrameTable`](kmem_gfp::FlatFrameTable) for memory that is mapped in one piece. The rest are questions whose
 /// default answer is right for a machine with one node and nothing special.
 ///
@@ -38,6 +42,8 @@ pub trait Platform: Sync + 'static {
     type Reclaimer: Reclaimer;
     /// The frame table. Copied as the CPUs are; a large one is a reference to itself.
     type Frames: FrameTable + Copy;
+    /// The page tables of the vmalloc window; [`NoAddressSpace`](crate::NoAddressSpace) without virtual memory.
+    type Space: AddressSpace;
 
     /// Which CPU runs this code and how to stay on it. On every fast path: should inline to a register read.
     fn cpu(&self) -> &Self::Cpu;
@@ -53,6 +59,48 @@ pub trait Platform: Sync + 'static {
 
     /// Where each frame is mapped, and its owner's words. On the fast path of `kfree`.
     fn frames(&self) -> &Self::Frames;
+
+    /// Where virtually contiguous memory is mapped. Used on paths of vmalloc and vfree that change mappings.
+    fn space(&self) -> &Self::Space;
+
+    /// The addresses that vmalloc hands out: page-aligned, at most 2^36 pages, mapped, unmapped and used by nobody but
+    /// [`space`](Self::space). Read once, when the machine is set up. `None`, the default, is a machine whose `vmalloc`
+    /// fails with [`VmallocError::NotReady`](kmem_vmalloc::VmallocError::NotReady) and whose `kvmalloc` is `kmalloc`.
+    #[doc(alias("VMALLOC_START", "VMALLOC_END"))]
+    fn vmalloc_window(&self) -> Option<Range<usize>> {
+        None
+    }
+
+    /// Asks for work of vmalloc to be done by somebody who may sleep: [`Work::Free`] by
+    /// [`run_deferred`](kmem_vmalloc::Vmalloc::run_deferred), [`Work::Purge`] by
+    /// [`purge`](kmem_vmalloc::Vmalloc::purge), both of [`Kmem::vmalloc_layer`](crate::Kmem::vmalloc_layer). `false`, the
+    /// default, if nobody will: vmalloc then does it itself the next time it runs where it may. Any context but NMI; must
+    /// not call back.
+    fn schedule_vmalloc(&self, work: Work) -> bool {
+        let _ = work;
+        false
+    }
+
+    /// The CPUs whose translations of the vmalloc window are to be flushed.
+    fn flush_cpus(&self) -> CpuSet<'_> {
+        CpuSet::All
+    }
+
+    /// Whom vmalloc asks for areas to be freed when no addresses are left.
+    fn vmalloc_notifier(&self) -> &dyn ExhaustionNotifier {
+        &NoNotifier
+    }
+
+    /// The alignment of virtually contiguous memory that user space maps as well (`SHMLBA`), in bytes; a power of two.
+    #[doc(alias = "SHMLBA")]
+    fn shared_alignment(&self) -> usize {
+        PAGE_SIZE
+    }
+
+    /// Whether `vrealloc` clears bytes at once that an area gives up (`init_on_free`).
+    fn clears_memory(&self) -> bool {
+        false
+    }
 
     /// Fills frames with zeroes. The default writes through [`frames`](Self::frames); a platform with a faster way, or
     /// with frames that are not mapped all the time, has its own.

@@ -70,8 +70,8 @@ pub enum VmallocError {
     /// The address to be resized is not the start of an area that can be.
     #[error(transparent)]
     BadAddress(#[from] VfreeError),
-    /// The window has not been set up.
-    #[error("vmalloc is not ready")]
+    /// The window has not been set up, or the machine has none.
+    #[error("vmalloc has no window of addresses")]
     NotReady,
 }
 
@@ -110,7 +110,7 @@ pub enum VfreeError {
     /// Not in this context.
     #[error("not in this context: {0:?}")]
     BadContext(TaskFlags),
-    /// The window has not been set up.
-    #[error("vmalloc is not ready")]
+    /// The window has not been set up, or the machine has none.
+    #[error("vmalloc has no window of addresses")]
     NotReady,
 }
