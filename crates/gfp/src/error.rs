@@ -40,6 +40,15 @@ pub enum AllocError {
     /// The allocator has not been initialised, or the part asked for has not.
     #[error("the allocator is not ready")]
     NotReady,
+    /// A given range cannot be had: this frame of it is in use and cannot be moved, is not memory, or is being taken by
+    /// somebody else. Another range may do, or the same one later.
+    #[error("{0} cannot be had")]
+    #[doc(alias = "EBUSY")]
+    Busy(Pfn),
+    /// The task was told to end while it waited.
+    #[error("interrupted by a fatal signal")]
+    #[doc(alias = "EINTR")]
+    Interrupted,
     /// The fault injector said no.
     #[error("injected failure")]
     Injected,

@@ -49,7 +49,7 @@ pub use error::{AllocError, FreeError};
 pub use flags::{Gfp, ParseGfpError};
 pub use frame::{NodeId, Order, PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange};
 pub use frame_table::{FlatFrameTable, FrameTable, FrameWords, OwnerTag};
-pub use movable::{MigrateError, MovableOwner};
+pub use movable::{MigrateError, MigrateMode, MovableOwner};
 pub use page_allocator::{BulkPages, ContigRange, ExactPages, PageAllocator, Pages};
 pub use reclaimer::{CompactOutcome, CompactPriority, NoReclaim, OomOutcome, ReclaimRequest, Reclaimer};
 pub use scope::{CallerScope, NoFsScope, NoIoScope, NoReclaimScope, PinScope, current_gfp_context};

@@ -105,15 +105,22 @@ pub unsafe trait ExactPages: PageAllocator {
     unsafe fn free_range(&self, range: PfnRange) -> Result<(), FreeError>;
 }
 
-/// Takes and returns given ranges of frames, moving what is movable out of the way. For contiguous areas.
+/// Takes and returns given ranges of frames, moving what is movable out of the way. For contiguous areas, so ranges may
+/// lie in pageblocks of type [`Cma`](crate::MigrateType::Cma).
 ///
 /// # Safety
 /// As for [`PageAllocator`].
 pub unsafe trait ContigRange {
-    /// Takes every frame of `range`.
+    /// Takes every frame of `range`, each as a page of its own. Only where sleeping is allowed.
+    ///
+    /// Flags: those that [`verdict::judge`](crate::verdict::judge) lets pass for
+    /// [`Interface::ContigRange`](crate::verdict::Interface::ContigRange); they say how hard to look for new places for what
+    /// lies in the range, and with [`Gfp::COMP`] the range is one block.
     ///
     /// # Errors
-    /// [`AllocError::NoMemory`] if something in it cannot be moved; nothing has changed.
+    /// [`AllocError::Busy`] if something in it cannot be moved, which may be different next time; [`AllocError::NoMemory`] if there
+    /// is no other place for what lies in it; [`AllocError::Interrupted`]; [`AllocError::BadFlags`]. Who owns which
+    /// frames has not changed, though some may have moved.
     fn take_range(&self, range: PfnRange, gfp: Gfp) -> Result<(), AllocError>;
 
     /// Returns frames that [`take_range`](Self::take_range) took.
@@ -124,6 +131,17 @@ pub unsafe trait ContigRange {
     /// # Errors
     /// A [`FreeError`] naming the first offending frame; nothing has changed.
     unsafe fn return_range(&self, range: PfnRange) -> Result<(), FreeError>;
+}
+
+// SAFETY: forwards to an implementation that keeps the promise.
+unsafe impl<A: ContigRange> ContigRange for &A {
+    fn take_range(&self, range: PfnRange, gfp: Gfp) -> Result<(), AllocError> {
+        (**self).take_range(range, gfp)
+    }
+    unsafe fn return_range(&self, range: PfnRange) -> Result<(), FreeError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { (**self).return_range(range) }
+    }
 }
 
 // SAFETY: forwards to an implementation that keeps the promise.
