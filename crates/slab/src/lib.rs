@@ -20,6 +20,7 @@ mod cache;
 mod create;
 mod debug;
 mod destroy;
+mod direct;
 mod env;
 mod error;
 mod family;
@@ -51,6 +52,7 @@ pub use cache::{CacheName, KmemCache};
 pub use debug::{
     CacheDebug, DebugOptions, POISON_END, POISON_FREE, POISON_INUSE, RED_ACTIVE, RED_INACTIVE, Track, TrackKind,
 };
+pub use direct::{IdleSlot, SheafSlot};
 pub use env::SlabEnv;
 pub use error::{BulkFreeError, CreateError, DestroyError, ObjectError, UsercopyError};
 pub use family::{SlabStats, Slabs};

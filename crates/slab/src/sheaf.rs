@@ -168,12 +168,12 @@ unsafe impl Sync for NoSheaf {}
 static NO_SHEAF: NoSheaf = NoSheaf(Sheaf::NONE);
 
 /// The sheaf that stands for "none yet".
-pub(crate) fn none() -> *mut Sheaf {
+pub(crate) const fn none() -> *mut Sheaf {
     (&raw const NO_SHEAF.0).cast_mut()
 }
 
 impl CpuSheaves {
-    pub(crate) fn new() -> Self {
+    pub(crate) const fn new() -> Self {
         Self { main: none(), spare: ptr::null_mut(), rcu: ptr::null_mut(), owner: NO_OWNER, batch: 0 }
     }
 

@@ -15,7 +15,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use kmem_sync::atomic::{AtomicPtr, Ordering};
-use kmem_sync::{Cpu, CpuId, LocalLock, Pinned, UnsafeCell};
+use kmem_sync::{Cpu, CpuId, LocalLock, Pinned, UnsafeCell, const_fn};
 
 use crate::sheaf::{self, CpuSheaves, Sheaf};
 
@@ -48,13 +48,15 @@ pub(crate) struct Taken {
 }
 
 impl Slot {
-    pub(crate) fn new() -> Self {
-        let rest = CpuSheaves::new();
-        Self {
-            main: AtomicPtr::new(rest.main),
-            owner: UnsafeCell::new(rest.owner),
-            lock: LocalLock::new(),
-            rest: UnsafeCell::new(rest),
+    const_fn! {
+        pub(crate) fn new() -> Self {
+            let rest = CpuSheaves::new();
+            Self {
+                main: AtomicPtr::new(rest.main),
+                owner: UnsafeCell::new(rest.owner),
+                lock: LocalLock::new(),
+                rest: UnsafeCell::new(rest),
+            }
         }
     }
 

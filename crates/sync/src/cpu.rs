@@ -89,7 +89,9 @@ pub unsafe trait Cpu {
     /// Whether every local section of every CPU is closed at the moment, so that callers take their shared path. Asked on
     /// entering, after the section has been marked as held: whoever closes them, makes a
     /// [barrier](Self::barrier_all_cpus) and then [revokes](crate::CpuSlot::with_revoked) a slot once, knows that nobody is
-    /// inside it or enters it until they are opened. A process that forks wants this; for all others it is constant.
+    /// inside it or enters it until they are opened. Sections entered
+    /// [without a look for a revoker](crate::LocalLock::try_enter_unrevoked) do not ask: each step of theirs must leave a
+    /// state that another context can go on from. A process that forks wants this; for all others it is constant.
     #[inline(always)]
     fn sections_closed() -> bool {
         false

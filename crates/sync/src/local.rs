@@ -59,7 +59,8 @@ impl LocalLock {
 
     /// Enters as the owner without looking for a revoker: for sections that reach their data through one pointer which
     /// every revoker takes away *before* it calls [`revoke`](Self::revoke). Behind that call's barrier such a section
-    /// either finds the pointer gone, or is waited for. `false` if this CPU is inside already. Never spins. Any context.
+    /// either finds the pointer gone, or is waited for. [`Cpu::sections_closed`] does not stop it. `false` if this CPU is
+    /// inside already. Never spins. Any context.
     ///
     /// # Safety
     /// As for [`try_enter`](Self::try_enter). The section loads that pointer itself, behind this call, and touches nothing
@@ -71,10 +72,6 @@ impl LocalLock {
         }
         self.held.store(true, Ordering::Relaxed);
         light_barrier();
-        if C::sections_closed() {
-            self.held.store(false, Ordering::Release);
-            return false;
-        }
         true
     }
 

@@ -1,11 +1,11 @@
 //! [`HostedAlloc`]: the global heap as `#[global_allocator]`.
 //!
 //! ```text
-//! alloc     layout ─▶ class ─▶ CACHES[class] ─▶ SLABS.alloc        null entry: the heap is not up, `first`
-//! dealloc   layout ─▶ class ─▶ CACHES[class] ─▶ SLABS.free
+//! alloc     layout ─▶ small class ─▶ this thread's row ─▶ slot ─▶ pop        else by CACHES[class] ─▶ SLABS.alloc
+//! dealloc   layout ─▶ small class ─▶ this thread's row ─▶ slot ─▶ push       else by CACHES[class] ─▶ SLABS.free_known
 //! ```
 //!
-//! An entry of `CACHES` is written when the heap is ready, so finding one is all the checking there is.
+//! A thread without a CPU, or before the heap is up, has a row in which every sheaf is empty and full at once.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::fmt;
@@ -15,9 +15,10 @@ use core::sync::atomic::{AtomicPtr, Ordering};
 use kmem_slab::KmemCache;
 
 use super::class::{CLASSES, SMALL_CLASSES, class_of, small_class};
+use super::cpu::HeapCpu;
 use super::env::{MEDIUM, SLABS};
 use super::large::{self, GFP};
-use super::{cpu, limit, start};
+use super::{limit, row, start};
 
 /// The cache of each class; null until the heap is ready.
 static CACHES: [AtomicPtr<KmemCache>; CLASSES] = [const { AtomicPtr::new(ptr::null_mut()) }; CLASSES];
@@ -149,14 +150,14 @@ impl HostedAlloc {
         limit::persist(attempt).map_or(ptr::null_mut(), NonNull::as_ptr)
     }
 
-    /// From the cache of the layout's class, on a thread that is a CPU.
+    /// From the running thread's sheaf of the layout's class.
     #[inline(always)]
     fn alloc_fast(&self, layout: Layout) -> Option<NonNull<u8>> {
-        let cache = cache(small_class(layout)?)?;
-        if cpu::is_cpu() { SLABS.alloc(cache, GFP).ok() } else { None }
+        // SAFETY: the row is the running thread's CPU's, or idle (`row`); the heap's caches are never destroyed.
+        unsafe { row::slot(small_class(layout)?).alloc::<HeapCpu>() }
     }
 
-    /// The calling thread is no CPU yet, or the block is above the classes.
+    /// The thread's sheaf is full, the thread is no CPU yet, or the block is above the small classes.
     ///
     /// # Safety
     /// As for [`dealloc`](GlobalAlloc::dealloc).
@@ -168,7 +169,7 @@ impl HostedAlloc {
             Some(cache) => {
                 let family = if class < Some(SMALL_CLASSES) { &SLABS } else { &MEDIUM };
                 // SAFETY: the caller gives the block up, which `alloc` took from the cache of its layout's class.
-                let freed = unsafe { family.free(cache, block) };
+                let freed = unsafe { family.free_known(cache, block) };
                 debug_assert!(freed.is_ok(), "{freed:?}");
             }
             // SAFETY: likewise, from `large`.
@@ -204,15 +205,17 @@ unsafe impl GlobalAlloc for HostedAlloc {
     unsafe fn dealloc(&self, block: *mut u8, layout: Layout) {
         // SAFETY: a block that `alloc` gave is not null.
         let block = unsafe { NonNull::new_unchecked(block) };
-        match small_class(layout).and_then(cache) {
-            Some(cache) if cpu::is_cpu() => {
-                // SAFETY: the caller gives the block up, which `alloc` took from the cache of its layout's class.
-                let freed = unsafe { SLABS.free_known(cache, block) };
-                debug_assert!(freed.is_ok(), "{freed:?}");
+        // Debug builds look at each block's frame.
+        if !cfg!(debug_assertions)
+            && let Some(class) = small_class(layout)
+        {
+            // SAFETY: as in `alloc_fast`; the caller gives the block up, which `alloc` took from the cache of its class.
+            if unsafe { row::slot(class).free_known::<HeapCpu>(block) } {
+                return;
             }
-            // SAFETY: the caller's promise is the same.
-            _ => unsafe { Self::dealloc_slow(block, layout) },
         }
+        // SAFETY: the caller's promise is the same.
+        unsafe { Self::dealloc_slow(block, layout) }
     }
 
     #[inline]

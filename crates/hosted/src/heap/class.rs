@@ -61,10 +61,29 @@ static TABLE: [u8; TABLE_BYTES / 8 + 1] = {
 const _: () = assert!(SIZES[CLASSES - 1] == MAX_CLASS_BYTES, "the classes end where they should");
 const _: () = assert!(SIZES[SMALL_CLASSES - 1] == MAX_SMALL_BYTES, "the small classes end where they should");
 
+/// The number of a small class.
+///
+/// # Invariants
+/// Below [`SMALL_CLASSES`].
+#[derive(Clone, Copy, Debug)]
+pub(super) struct SmallClass(usize);
+
+impl SmallClass {
+    /// The number.
+    #[inline(always)]
+    pub(super) const fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// The smallest small class for a layout of at least one byte; `None` if it needs a larger one.
 #[inline(always)]
-pub(super) const fn small_class(layout: Layout) -> Option<usize> {
-    class_up_to(layout, MAX_SMALL_BYTES)
+pub(super) const fn small_class(layout: Layout) -> Option<SmallClass> {
+    match class_up_to(layout, MAX_SMALL_BYTES) {
+        // INVARIANT: classes ascend, and the class of the limit is the last small one (asserted above).
+        Some(class) => Some(SmallClass(class)),
+        None => None,
+    }
 }
 
 /// The smallest class for a layout of at least one byte; `None` if it needs pages of its own.

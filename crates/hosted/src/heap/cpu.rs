@@ -9,12 +9,13 @@
 //!
 //! **Fork.** The child gets the memory of all threads and one thread. So before a fork two doors are closed, one after the
 //! other (see `fork`): that of the per-CPU sections ([`Cpu::sections_closed`]), and that of sections with a shared
-//! lock held (`irq_save`, which every shared lock of the allocators passes).
+//! lock held (`irq_save`, which every shared lock of the allocators passes). Pushes to and pops from a sheaf pass by both.
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use kmem_sync::{Cpu, CpuId, IrqState};
 
+use super::row;
 use crate::door::Door;
 use crate::grace::SlotCpu;
 use crate::slots::{Slot, SlotTable};
@@ -46,16 +47,11 @@ impl HeapCpu {
     }
 }
 
-/// Whether the calling thread is a CPU of the heap. Asked first, it lets the compiler see that pinning cannot fail on the
-/// fast paths.
-#[inline(always)]
-pub(super) fn is_cpu() -> bool {
-    thread::with(|thread| thread.heap_cpu.get()) < MAX_HEAP_CPUS as u32
-}
-
-/// Says how many CPUs the heap has; until [`serve`] nobody becomes one.
-pub(super) fn prepare(nr_cpus: u32) {
-    NR_CPUS.store(nr_cpus.clamp(1, MAX_HEAP_CPUS as u32), Ordering::Release);
+/// Says how many CPUs the heap has, at most [`MAX_HEAP_CPUS`], and returns it; until [`serve`] nobody becomes one.
+pub(super) fn prepare(nr_cpus: u32) -> u32 {
+    let nr_cpus = nr_cpus.clamp(1, MAX_HEAP_CPUS as u32);
+    NR_CPUS.store(nr_cpus, Ordering::Release);
+    nr_cpus
 }
 
 /// The heap is ready: threads may become CPUs.
@@ -65,6 +61,7 @@ pub(super) fn serve() {
 
 /// Gives back the CPU of the ending thread with `token`.
 pub(crate) fn leave(token: u64) {
+    row::set(None);
     let cpu = thread::with(|thread| thread.heap_cpu.replace(NO_HEAP_CPU));
     if cpu != NO_HEAP_CPU {
         // SAFETY: the calling thread is ending and pinned nowhere.
@@ -87,6 +84,7 @@ fn find_cpu() -> Option<CpuId> {
     }
     let cpu = TABLE.take_any(token, NR_CPUS.load(Ordering::Acquire))?;
     thread::with(|thread| thread.heap_cpu.set(cpu));
+    row::set(Some(cpu));
     Some(CpuId(cpu))
 }
 

@@ -2,7 +2,7 @@
 //!
 //! - `alloc`: [`HostedAlloc`], the fast path; `class`: its size classes; `large`: everything above them;
 //! - `env`, `start`: the allocators as statics, and how they are made on first use;
-//! - `cpu`: threads as the heap's CPUs; `fork`: what a fork needs;
+//! - `cpu`: threads as the heap's CPUs; `row`: where each finds its sheaves; `fork`: what a fork needs;
 //! - `grow`: giving memory to the page allocator as it is needed; `limit`: giving it back to the host.
 
 mod alloc;
@@ -13,6 +13,7 @@ mod fork;
 mod grow;
 mod large;
 mod limit;
+mod row;
 mod start;
 
 pub use alloc::HostedAlloc;

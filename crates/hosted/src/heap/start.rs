@@ -8,7 +8,7 @@ use super::alloc::{HostedAlloc, publish};
 use super::class::{SIZES, SMALL_CLASSES};
 use super::cpu::{self, HeapCpu};
 use super::env::{HOST, MEDIUM, RAM, SLABS};
-use super::{fork, grow, limit};
+use super::{fork, grow, limit, row};
 use crate::builder::Tunables;
 use crate::host::{Host, HostOptions};
 use crate::ram::Ram;
@@ -56,7 +56,7 @@ fn make(settings: &HostedAlloc) -> Option<()> {
         return None;
     }
     barrier::prepare().ok()?;
-    cpu::prepare(settings.cpus.unwrap_or_else(|| (4 * sys::nr_cpus()).max(16)));
+    let nr_cpus = cpu::prepare(settings.cpus.unwrap_or_else(|| (4 * sys::nr_cpus()).max(16)));
     let bytes = settings.ram_bytes.or_else(size_variable).unwrap_or_else(sys::ram_bytes).min(MAX_BYTES);
     let plan = MemoryPlan::new(bytes, 1, ZoneSplit::NORMAL_ONLY).ok()?;
     let normal = plan.ranges().first()?.frames;
@@ -83,6 +83,10 @@ fn make(settings: &HostedAlloc) -> Option<()> {
         // A program's heap gives empty slabs back sooner than a kernel would.
         cache.set_min_partial(1);
         publish(class, cache);
+        if class < SMALL_CLASSES {
+            // SAFETY: one thread makes the heap (`ensure`), and threads become CPUs after `serve` below.
+            unsafe { row::enter(class, cache, nr_cpus) };
+        }
     }
     limit::set(settings.resident_limit.unwrap_or(0));
     fork::register();
