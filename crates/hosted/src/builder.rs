@@ -12,9 +12,15 @@ use crate::grow::{self, Rest};
 use crate::host::{Host, HostOptions};
 use crate::machine::{Machine, Parts};
 use crate::ram::{Mapping, Ram};
+use crate::space::{Space, default_budget};
 use crate::{
     Binding, HostCpu, MAX_CPUS, MapError, MemoryPlan, PlanError, RamBacking, Reports, ZoneSplit, barrier, sys,
 };
+
+/// The vmalloc window of a machine for which nothing else was asked: 16 GiB of addresses.
+pub const VMALLOC_BYTES: u64 = 16 << 30;
+/// Windows are multiples of this.
+const WINDOW_UNIT: usize = 2 << 20;
 
 /// Why a machine did not boot. Nothing of it is left.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +38,9 @@ pub enum BootError {
     /// The host's pages are not 4 KiB.
     #[error("the host has pages of {0} bytes; machines need 4096")]
     HostPages(usize),
+    /// A vmalloc window needs memory that can be mapped a second time.
+    #[error("a vmalloc window of {0} bytes over private memory: it needs `RamBacking::Memfd`")]
+    PrivateWindow(u64),
     /// The host offers no way to make a barrier on all CPUs.
     #[error("neither membarrier nor sched_setaffinity may be used here")]
     Barrier(#[source] std::io::Error),
@@ -49,7 +58,10 @@ pub struct MachineBuilder {
     nodes: u32,
     zones: Option<ZoneSplit>,
     binding: Binding,
-    backing: RamBacking,
+    backing: Option<RamBacking>,
+    vmalloc_bytes: Option<u64>,
+    mapping_budget: Option<usize>,
+    lingering: bool,
     reports: Reports,
     reclaimer: Option<&'static (dyn Reclaimer + Sync)>,
     pub(crate) tunables: Tunables,
@@ -73,6 +85,7 @@ impl fmt::Debug for MachineBuilder {
             .field("zones", &self.zones)
             .field("binding", &self.binding)
             .field("backing", &self.backing)
+            .field("vmalloc_bytes", &self.vmalloc_bytes)
             .field("reports", &self.reports)
             .finish_non_exhaustive()
     }
@@ -85,7 +98,7 @@ impl Default for MachineBuilder {
 }
 
 impl MachineBuilder {
-    /// Four CPUs, 512 MiB on one node, a bit of every zone, reports to standard error.
+    /// Four CPUs, 512 MiB on one node, a bit of every zone, a vmalloc window of 16 GiB, reports to standard error.
     pub fn new() -> Self {
         Self {
             cpus: 4,
@@ -93,7 +106,10 @@ impl MachineBuilder {
             nodes: 1,
             zones: None,
             binding: Binding::OnDemand,
-            backing: RamBacking::Private,
+            backing: None,
+            vmalloc_bytes: None,
+            mapping_budget: None,
+            lingering: false,
             reports: Reports::Stderr,
             reclaimer: None,
             tunables: Tunables::default(),
@@ -130,9 +146,33 @@ impl MachineBuilder {
         self
     }
 
-    /// What is behind the frames.
+    /// What is behind the frames: a file unless given, or private memory if there is to be no vmalloc window.
     pub fn ram_backing(mut self, backing: RamBacking) -> Self {
-        self.backing = backing;
+        self.backing = Some(backing);
+        self
+    }
+
+    /// How many bytes of addresses vmalloc has; rounded up to 2 MiB. 0 is a machine without virtual memory. Unless given:
+    /// [`VMALLOC_BYTES`], or none if the memory is to be [`Private`](RamBacking::Private), which cannot be mapped twice.
+    /// Addresses cost nothing.
+    pub fn vmalloc_bytes(mut self, bytes: u64) -> Self {
+        self.vmalloc_bytes = Some(bytes);
+        self
+    }
+
+    /// How many mappings of the host the vmalloc windows of all machines in the process may consist of before this machine
+    /// refuses to map more ([`TooManyMappings`](kmem_vmalloc::MapError::TooManyMappings)). Unless given: 32768, or half of
+    /// the host's limit (`vm.max_map_count`) if that is less.
+    pub fn mapping_budget(mut self, mappings: usize) -> Self {
+        self.mapping_budget = Some(mappings);
+        self
+    }
+
+    /// Whether freed areas stay reachable until vmalloc flushes them, as they do through the translation caches of a real
+    /// machine, and a range that was handed out again without a flush still leads to its old frames. Otherwise a freed area
+    /// is a fault at once.
+    pub fn lingering_translations(mut self, lingering: bool) -> Self {
+        self.lingering = lingering;
         self
     }
 
@@ -198,13 +238,26 @@ impl MachineBuilder {
         tunables
             .kmalloc
             .get_or_insert_with(|| KmallocConfig { dma: limits.dma_end.is_some(), ..KmallocConfig::default() });
-        let mut parts = Parts::new(Ram::map(plan, self.backing)?, self.cpus, self.binding);
+        let private = self.backing == Some(RamBacking::Private);
+        let window = self.vmalloc_bytes.unwrap_or(if private { 0 } else { VMALLOC_BYTES });
+        if window > 0 && private {
+            return Err(BootError::PrivateWindow(window));
+        }
+        let backing = self.backing.unwrap_or(if window > 0 { RamBacking::Memfd } else { RamBacking::Private });
+        let mut parts = Parts::new(Ram::map(plan, backing)?, self.cpus, self.binding);
         // SAFETY: the parts live until boot fails or the machine ends, and nothing refers to them after either.
         let (cell, ram, table) = unsafe { parts.borrow() };
         let cpu = HostCpu::new(table, self.binding);
         parts.cpu = Some(cpu);
         let options = HostOptions { nodes: self.nodes, reports: self.reports, reclaimer: self.reclaimer, tunables };
-        let host = Host::new(cpu, ram, options);
+        let mut host = Host::new(cpu, ram, options);
+        if window > 0 {
+            let bytes = usize::try_from(window).unwrap_or(usize::MAX).saturating_add(WINDOW_UNIT - 1) / WINDOW_UNIT;
+            let budget = self.mapping_budget.unwrap_or_else(default_budget);
+            let space = Space::new(cpu, ram, bytes.saturating_mul(WINDOW_UNIT), budget, self.lingering)?;
+            // SAFETY: as above.
+            host = host.with_space(unsafe { parts.add_space(space) });
+        }
         let map = MemoryMap { regions: &regions, reserved: &[], limits, nr_nodes: self.nodes, ..MemoryMap::default() };
         let mut refused = None;
         let metadata = |layout: core::alloc::Layout| match Mapping::sparse("page metadata", layout.size()) {
@@ -215,7 +268,7 @@ impl MachineBuilder {
             }
         };
         // SAFETY: (1) a fresh mapping of the size asked for, page-aligned, which lives as long as the machine; (2) the
-        // frames are a fresh mapping's, ours alone; (3) the table covers the plan's span.
+        // frames are a fresh mapping's, ours alone; (3) the table covers the plan's span; (4) the window is a fresh mapping.
         let started = unsafe { cell.init(host, &map, metadata) };
         match (started, refused) {
             (Ok(kmem), _) => {

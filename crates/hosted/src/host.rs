@@ -6,7 +6,8 @@
 //!          ├─ grace      epochs over the CPUs' slots
 //!          ├─ reclaimer  what the builder was given, or none
 //!          ├─ frames     one flat table over the span
-//!          └─ ram        zeroing, giving back to the host
+//!          ├─ ram        zeroing, giving back to the host
+//!          └─ space      the window in which vmalloc maps frames a second time
 //! ```
 
 use core::fmt;
@@ -24,6 +25,7 @@ use crate::context::{self, ReportSink, Reports};
 use crate::grace::{EpochGrace, SlotCpu};
 use crate::grow::Rest;
 use crate::ram::Ram;
+use crate::space::HostSpace;
 use crate::sys;
 
 /// The running host thread as a task of the machine.
@@ -156,6 +158,7 @@ pub struct Host<C> {
     pub(crate) reclaimer: HostReclaimer,
     pub(crate) tunables: Tunables,
     pub(crate) ram: &'static Ram,
+    pub(crate) space: HostSpace,
     /// Page requests up to and including the one that fails; zero: none does.
     fail_in: AtomicU64,
 }
@@ -172,8 +175,14 @@ impl<C: SlotCpu + Copy> Host<C> {
             reclaimer: HostReclaimer { given: reclaimer, rest: OnceLock::new() },
             tunables,
             ram,
+            space: HostSpace::NONE,
             fail_in: AtomicU64::new(0),
         }
+    }
+
+    /// With a window for vmalloc.
+    pub(crate) fn with_space(self, space: HostSpace) -> Self {
+        Self { space, ..self }
     }
 
     /// Makes the `nth` page request from now on fail, once; zero: none.

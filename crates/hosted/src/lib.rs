@@ -1,6 +1,7 @@
 //! A machine in a process, in reading order:
 //!
-//! - `plan`, `ram`: physical memory, laid out in zones and nodes, backed by host pages on first touch;
+//! - `plan`, `ram`: physical memory, laid out in zones and nodes, backed by host pages on first touch; `space`: the
+//!   addresses at which vmalloc maps it a second time;
 //! - `slots`, `thread`, `cpu`, `barrier`, `door`: threads as CPUs;
 //! - `epoch`: grace periods;
 //! - `context`: tasks, interrupts, reports;
@@ -27,13 +28,14 @@ mod platform;
 mod ram;
 mod release;
 mod slots;
+mod space;
 mod sys;
 mod thread;
 
 #[cfg(test)]
 mod tests;
 
-pub use builder::{BootError, MachineBuilder};
+pub use builder::{BootError, MachineBuilder, VMALLOC_BYTES};
 pub use context::{CAPTURED_BYTES, Reports, in_context, task_flags};
 pub use cpu::{BindError, Binding, HostCpu, MAX_CPUS};
 pub use grace::{EpochGrace, RcuReadGuard};
@@ -43,6 +45,7 @@ pub use host::{Host, HostContext, HostReclaimer};
 pub use machine::Machine;
 pub use plan::{MAX_NODES, MIN_RAM_BYTES, MemoryPlan, PlanError, Range, ZoneSplit};
 pub use ram::{MapError, RamBacking};
+pub use space::{HostSpace, SpaceStats};
 
 pub use kmem_gfp::{Gfp, TaskFlags};
 pub use kmem_sync::{Cpu, CpuId};

@@ -16,7 +16,8 @@ use crate::host::Host;
 use crate::ram::{Mapping, Ram};
 use crate::release::release_free;
 use crate::slots::{Slot, SlotTable};
-use crate::{Binding, HostCpu, MachineBuilder, MemoryPlan};
+use crate::space::{HostSpace, Space, SpaceStats};
+use crate::{Binding, HostCpu, MachineBuilder, MemoryPlan, TaskFlags, in_context};
 
 /// What a machine is made of, apart from the allocators: they refer to it for `'static`, so it is held by raw pointers.
 ///
@@ -34,6 +35,8 @@ pub(crate) struct Parts {
     pub(crate) books: Option<Mapping>,
     /// Memory that the page allocator has not been given yet; null if it has all.
     rest: *mut Rest,
+    /// The vmalloc window; null if there is none.
+    space: *mut Space,
 }
 
 impl Parts {
@@ -50,7 +53,18 @@ impl Parts {
             cpu: None,
             books: None,
             rest: core::ptr::null_mut(),
+            space: core::ptr::null_mut(),
         }
+    }
+
+    /// Adds a window.
+    ///
+    /// # Safety
+    /// The handle is not used once this value is dropped.
+    pub(crate) unsafe fn add_space(&mut self, space: Space) -> HostSpace {
+        self.space = Box::into_raw(Box::new(space));
+        // SAFETY: just made; the caller sees to the end.
+        HostSpace::new(unsafe { &*self.space })
     }
 
     /// Lets the page allocator have `rest` when it runs short.
@@ -82,6 +96,10 @@ impl Drop for Parts {
             drop(Box::from_raw(self.cell));
             drop(Box::from_raw(self.table));
             drop(Box::from_raw(self.slots));
+            // Refers to the memory.
+            if !self.space.is_null() {
+                drop(Box::from_raw(self.space));
+            }
             drop(Box::from_raw(self.ram));
             if !self.rest.is_null() {
                 drop(Box::from_raw(self.rest));
@@ -216,6 +234,37 @@ impl Machine {
     /// What has been reported since the last call, if reports are [captured](crate::Reports::Capture).
     pub fn take_reports(&self) -> String {
         self.host().context.take_reports()
+    }
+
+    /// Plays an interrupt on the calling thread's CPU: runs `f` [in that context](in_context), and then, as a machine does
+    /// when it is back in a task, what was put off in it: areas that [`vfree`](kmem_vmalloc::Vmalloc::vfree) could not free
+    /// there. An interrupt inside of another leaves that to the outer one.
+    ///
+    /// ```
+    /// use kmem_hosted::{Gfp, Machine};
+    ///
+    /// let machine = Machine::builder().boot()?;
+    /// let vmalloc = machine.kmem().vmalloc_layer();
+    /// let memory = vmalloc.vmalloc(100_000)?.as_ptr();
+    /// machine.in_interrupt(|| {
+    ///     // SAFETY: not used any more.
+    ///     unsafe { vmalloc.vfree(memory) }.unwrap();
+    ///     assert_eq!(vmalloc.stats().lazy_pages, 0, "not yet");
+    /// });
+    /// assert_eq!(vmalloc.stats().lazy_pages, 26);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn in_interrupt<R>(&self, f: impl FnOnce() -> R) -> R {
+        let result = in_context(TaskFlags::IN_IRQ, f);
+        if crate::task_flags().in_task() {
+            self.kmem.vmalloc_layer().run_deferred();
+        }
+        result
+    }
+
+    /// How the vmalloc window stands; all zero without one.
+    pub fn space_stats(&self) -> SpaceStats {
+        self.host().space.stats()
     }
 
     /// Makes the `nth` page request from now on fail, once; zero: none. Requests that must not fail are not counted.

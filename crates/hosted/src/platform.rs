@@ -1,6 +1,8 @@
 //! A machine as [`kmem::Platform`].
 
-use kmem::{NoAddressSpace, Platform};
+use core::ops::Range;
+
+use kmem::Platform;
 use kmem_buddy::BuddyOptions;
 use kmem_gfp::{FlatFrameTable, Gfp, NodeId, Order, PfnRange};
 use kmem_kmalloc::KmallocConfig;
@@ -8,7 +10,7 @@ use kmem_slab::SlabConfig;
 use kmem_sync::{Cpu, CpuId};
 
 use crate::host::{Host, HostContext, HostReclaimer};
-use crate::{EpochGrace, HostCpu};
+use crate::{EpochGrace, HostCpu, HostSpace};
 
 impl Platform for Host<HostCpu> {
     type Cpu = HostCpu;
@@ -16,7 +18,7 @@ impl Platform for Host<HostCpu> {
     type Grace = EpochGrace<HostCpu>;
     type Reclaimer = HostReclaimer;
     type Frames = FlatFrameTable;
-    type Space = NoAddressSpace;
+    type Space = HostSpace;
 
     #[inline(always)]
     fn cpu(&self) -> &HostCpu {
@@ -38,8 +40,12 @@ impl Platform for Host<HostCpu> {
     fn frames(&self) -> &FlatFrameTable {
         &self.table
     }
-    fn space(&self) -> &NoAddressSpace {
-        &NoAddressSpace
+    #[inline(always)]
+    fn space(&self) -> &HostSpace {
+        &self.space
+    }
+    fn vmalloc_window(&self) -> Option<Range<usize>> {
+        self.space.window()
     }
     unsafe fn zero_frames(&self, range: PfnRange) {
         // SAFETY: the caller's promise is the same.

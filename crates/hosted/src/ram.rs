@@ -36,8 +36,9 @@ pub enum RamBacking {
     /// Private anonymous memory. After `fork` parent and child have copies of their own.
     #[default]
     Private,
-    /// A file in memory, so that frames can be mapped a second time ([`Machine::ram_file`](crate::Machine::ram_file)).
-    /// Parent and child of a `fork` would share it, and corrupt each other: not for programs that fork.
+    /// A file in memory, so that frames can be mapped a second time: by vmalloc, and through
+    /// [`Machine::ram_file`](crate::Machine::ram_file). Parent and child of a `fork` would share it and corrupt each other, so
+    /// the child does not have the direct map: touching it is a fault there.
     Memfd,
 }
 
@@ -82,6 +83,14 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Address space with nothing behind it, aligned to `align` (a power of two).
+    pub(crate) fn reserve(purpose: &'static str, bytes: usize, align: usize) -> Result<Self, MapError> {
+        let refused = |source| MapError { purpose, bytes, source };
+        let start = sys::reserve(bytes, align).map_err(refused)?;
+        // INVARIANT: just mapped.
+        Ok(Self { start, len: bytes })
+    }
+
     /// The first byte.
     pub(crate) fn start(&self) -> NonNull<u8> {
         self.start
@@ -120,9 +129,8 @@ impl Ram {
         let bytes = usize::try_from(span.len()).ok().and_then(|frames| frames.checked_mul(PAGE_SIZE));
         let bytes = bytes.ok_or_else(|| overflow("the direct map"))?;
         let refused = |source| MapError { purpose: "the direct map", bytes, source };
-        let start = sys::reserve(bytes, BASE_ALIGN).map_err(refused)?;
-        // INVARIANT: just mapped.
-        let direct = Mapping { start, len: bytes };
+        let direct = Mapping::reserve("the direct map", bytes, BASE_ALIGN)?;
+        let start = direct.start();
         let file = match backing {
             RamBacking::Private => None,
             RamBacking::Memfd => Some(sys::memory_file(bytes as u64).map_err(refused)?),
@@ -136,7 +144,8 @@ impl Ram {
                 let at = start.add(offset);
                 match &file {
                     None => sys::commit_private(at, len),
-                    Some(file) => sys::commit_shared(at, len, file.as_raw_fd(), offset as u64),
+                    Some(file) => sys::commit_shared(at, len, file.as_raw_fd(), offset as u64)
+                        .and_then(|()| sys::advise(at, len, Advice::NotForChildren)),
                 }
             }
             .map_err(refused)?;
@@ -166,9 +175,13 @@ impl Ram {
         self.file.as_ref().map(AsFd::as_fd)
     }
 
+    /// Whether all frames of `range` are memory.
+    pub(crate) fn holds(&self, range: PfnRange) -> bool {
+        self.plan.ranges().iter().any(|own| own.frames.intersection(&range) == range)
+    }
+
     fn bytes_of(&self, range: PfnRange) -> Option<(NonNull<u8>, usize)> {
-        let inside = self.plan.ranges().iter().any(|own| own.frames.intersection(&range) == range);
-        (inside && !range.is_empty()).then_some(())?;
+        (self.holds(range) && !range.is_empty()).then_some(())?;
         Some((self.table.address_of(range.start)?, range.len() as usize * PAGE_SIZE))
     }
 
@@ -180,12 +193,12 @@ impl Ram {
     #[inline]
     pub(crate) unsafe fn zero(&self, range: PfnRange) {
         let Some(start) = self.table.address_of(range.start) else { return };
-        if range.len() < LOOK_PAGES || self.file.is_some() {
+        if range.len() < LOOK_PAGES {
             // SAFETY: owned by the caller and mapped.
             unsafe { start.write_bytes(0, range.len() as usize * PAGE_SIZE) };
         } else {
-            // SAFETY: as above.
-            unsafe { zero_sparse(start, range.len() as usize) };
+            // SAFETY: as above, and this is how the memory was mapped.
+            unsafe { zero_sparse(start, range.len() as usize, self.discarding()) };
         }
     }
 
@@ -195,9 +208,13 @@ impl Ram {
     /// The caller owns the frames; their contents are of no value.
     pub(crate) unsafe fn discard(&self, range: PfnRange) -> io::Result<()> {
         let Some((start, len)) = self.bytes_of(range) else { return Err(io::ErrorKind::InvalidInput.into()) };
-        let advice = if self.file.is_some() { Advice::Remove } else { Advice::Discard };
         // SAFETY: mapped, owned by the caller, without value.
-        unsafe { sys::advise(start, len, advice) }
+        unsafe { sys::advise(start, len, self.discarding()) }
+    }
+
+    /// The advice that gives memory back, so that it reads as zero.
+    fn discarding(&self) -> Advice {
+        if self.file.is_some() { Advice::Remove } else { Advice::Discard }
     }
 
     /// How many pages of `range` the host keeps in memory.
@@ -246,13 +263,12 @@ impl Ram {
     }
 }
 
-/// Zeroes `nr` pages of private memory from `start` on: resident ones by writing, long runs of others by leaving them
-/// to the host.
+/// Zeroes `nr` pages from `start` on: resident ones by writing, long runs of others by leaving them to the host.
 ///
 /// # Safety
-/// The pages are private, mapped, and the caller's.
+/// The pages are mapped and the caller's, and `discarding` is the advice that makes them read as zero.
 #[cold]
-unsafe fn zero_sparse(start: NonNull<u8>, nr: usize) {
+unsafe fn zero_sparse(start: NonNull<u8>, nr: usize, discarding: Advice) {
     let mut pages = [0; 1024];
     let mut done = 0;
     while done < nr {
@@ -274,7 +290,7 @@ unsafe fn zero_sparse(start: NonNull<u8>, nr: usize) {
             unsafe {
                 let at = chunk.add(at * PAGE_SIZE);
                 let len = run.len() * PAGE_SIZE;
-                if !untouched || sys::advise(at, len, Advice::Discard).is_err() {
+                if !untouched || sys::advise(at, len, discarding).is_err() {
                     at.write_bytes(0, len);
                 }
             }

@@ -68,6 +68,15 @@ pub(crate) enum Access {
     None,
     /// Reading and writing.
     ReadWrite,
+    /// Each by itself.
+    Of {
+        /// Reading.
+        read: bool,
+        /// Writing.
+        write: bool,
+        /// Executing.
+        execute: bool,
+    },
 }
 
 impl Access {
@@ -75,6 +84,10 @@ impl Access {
         match self {
             Self::None => libc::PROT_NONE,
             Self::ReadWrite => libc::PROT_READ | libc::PROT_WRITE,
+            Self::Of { read, write, execute } => {
+                let bit = |on, bit| if on { bit } else { libc::PROT_NONE };
+                bit(read, libc::PROT_READ) | bit(write, libc::PROT_WRITE) | bit(execute, libc::PROT_EXEC)
+            }
         }
     }
 }
@@ -141,6 +154,49 @@ pub(crate) unsafe fn commit_shared(at: NonNull<u8>, len: usize, fd: libc::c_int,
     mmap(Some(at), len, Access::ReadWrite, flags, fd, offset).map(drop)
 }
 
+/// Maps a part of a file over whatever is at `at`, and fills the host's page tables at once.
+///
+/// # Safety
+/// `len` bytes at `at` are address space of the caller's, page-aligned, and what is mapped there may go. `fd` is an open file
+/// that reaches to `offset + len`.
+pub(crate) unsafe fn map_shared_at(
+    at: NonNull<u8>,
+    len: usize,
+    access: Access,
+    fd: libc::c_int,
+    offset: u64,
+) -> io::Result<()> {
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE | libc::MAP_FIXED | libc::MAP_POPULATE;
+    mmap(Some(at), len, access, flags, fd, offset).map(drop)
+}
+
+/// What became of address space that was cleared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cleared {
+    /// It is reserved again.
+    Reserved,
+    /// Somebody else in the process got it in the meantime.
+    Taken,
+}
+
+/// Makes a part of reserved address space inaccessible again.
+///
+/// # Safety
+/// `len` bytes at `at` are address space of the caller's, page-aligned, and what is mapped there may go.
+pub(crate) unsafe fn clear_at(at: NonNull<u8>, len: usize) -> io::Result<Cleared> {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    if mmap(Some(at), len, Access::None, flags | libc::MAP_FIXED, -1, 0).is_ok() {
+        return Ok(Cleared::Reserved);
+    }
+    // At the limit of mappings. Without a mapping in its place it goes, unless that splits one.
+    keeping_errno(|| {
+        // SAFETY: the caller's promise.
+        if unsafe { libc::munmap(at.as_ptr().cast(), len) } != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    })?;
+    let again = mmap(Some(at), len, Access::None, flags | libc::MAP_FIXED_NOREPLACE, -1, 0);
+    Ok(if again.is_ok() { Cleared::Reserved } else { Cleared::Taken })
+}
+
 /// Ends a mapping. A length of zero is nothing.
 ///
 /// # Safety
@@ -179,6 +235,8 @@ pub(crate) enum Advice {
     Remove,
     /// No huge pages: memory that is touched sparsely.
     SmallPages,
+    /// The child of a `fork` does not have it.
+    NotForChildren,
 }
 
 /// Tells the host how a range is used.
@@ -191,6 +249,7 @@ pub(crate) unsafe fn advise(at: NonNull<u8>, len: usize, advice: Advice) -> io::
         Advice::Discard => libc::MADV_DONTNEED,
         Advice::Remove => libc::MADV_REMOVE,
         Advice::SmallPages => libc::MADV_NOHUGEPAGE,
+        Advice::NotForChildren => libc::MADV_DONTFORK,
     };
     keeping_errno(|| {
         // SAFETY: the caller's promise.

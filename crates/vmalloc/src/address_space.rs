@@ -198,6 +198,16 @@ pub enum MapError {
         /// The address.
         address: usize,
     },
+    /// The address space consists of more pieces than the host of the machine keeps apart.
+    #[error("mapping at {address:#x} would make {mappings} mappings of the host; {budget} are the most")]
+    TooManyMappings {
+        /// The address.
+        address: usize,
+        /// How many there would be.
+        mappings: usize,
+        /// How many there may be.
+        budget: usize,
+    },
     /// Nothing is mapped where protection was to be changed.
     #[error("{address:#x} is not mapped")]
     NotMapped {
