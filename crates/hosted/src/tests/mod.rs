@@ -15,3 +15,5 @@ mod machine;
 mod plan;
 #[cfg(not(loom))]
 mod ram;
+#[cfg(not(loom))]
+mod space;
