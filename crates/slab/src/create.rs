@@ -15,12 +15,17 @@ use crate::order::{SlabOrders, objects};
 use crate::slots::{Slot, Slots};
 use crate::{CacheArgs, CreateError, DebugOptions, KmemCache, NAME_MAX, SlabEnv, SlabFlags, Slabs};
 
+/// Bytes of a cache line.
+const LINE: usize = 64;
+
 /// Where the parts of a descriptor's block start.
 struct Block {
     nodes_at: usize,
-    slots_at: usize,
     random_at: usize,
+    slots_at: usize,
     bytes: usize,
+    /// At how many places the slots can begin: each a line further on.
+    colors: usize,
 }
 
 /// A request for a cache, checked and laid out.
@@ -192,7 +197,7 @@ impl<E: SlabEnv> Slabs<E> {
             }
             let slots = match nr_slots {
                 0 => Slots::empty(),
-                _ => Slots::init(memory.add(block.slots_at), nr_slots),
+                _ => Slots::init(memory.add(block.slots_at + block.color(memory)), nr_slots),
             };
             let random = memory.add(block.random_at).cast::<u16>();
             let mut state = self.env.entropy() ^ (memory.addr().get() as u64) << 16 | 1;
@@ -257,11 +262,20 @@ pub(crate) fn is_mergeable(cache: &KmemCache) -> bool {
 fn block(nr_nodes: u32, nr_slots: u32, random_len: usize) -> Option<Block> {
     let nodes_at = size_of::<KmemCache>().next_multiple_of(align_of::<Node>());
     let nodes_end = nodes_at.checked_add(size_of::<Node>().checked_mul(nr_nodes as usize)?)?;
-    let slots_at = nodes_end.next_multiple_of(64);
-    let slots = Slots::bytes(nr_slots)?;
-    let random_at = slots_at.checked_add(slots)?;
-    let bytes = random_at.checked_add(random_len.checked_mul(2)?)?;
-    Some(Block { nodes_at, slots_at, random_at, bytes })
+    let random_at = nodes_end.next_multiple_of(align_of::<u16>());
+    let slots_at = random_at.checked_add(random_len.checked_mul(2)?)?.checked_next_multiple_of(LINE)?;
+    let end = slots_at.checked_add(Slots::bytes(nr_slots)?)?;
+    // A power of two, so that descriptors are aligned as `KmemCache` demands; what is over colours the slots.
+    let bytes = end.checked_next_power_of_two()?;
+    Some(Block { nodes_at, slots_at, random_at, bytes, colors: (bytes - end) / LINE + 1 })
+}
+
+impl Block {
+    /// How far behind `slots_at` the slots of the block at `memory` begin: blocks are aligned alike, and without this the same
+    /// CPU's slots of all caches would compete for a few sets of the processor's first cache.
+    fn color(&self, memory: NonNull<u8>) -> usize {
+        (memory.addr().get() / self.bytes) % self.colors * LINE
+    }
 }
 
 fn next_random(state: &mut u64) -> u64 {

@@ -26,9 +26,22 @@ use crate::{DebugOptions, KmemCache, SlabConfig, SlabEnv, SlabFlags};
 
 /// log2 of the smallest internal object.
 const META_SHIFT: u32 = 6;
-const META_CLASSES: usize = 7;
-const META_NAMES: [&str; META_CLASSES] =
-    ["slab-meta-64", "slab-meta-128", "slab-meta-256", "slab-meta-512", "slab-meta-1k", "slab-meta-2k", "slab-meta-4k"];
+/// Classes that are powers of two.
+const META_POWERS: usize = 7;
+/// Classes of an odd number of cache lines, for sheaves: their headers spread over all sets of the processor's first cache.
+const META_ODD: [usize; 2] = [9 * 64, 17 * 64];
+const META_CLASSES: usize = META_POWERS + META_ODD.len();
+const META_NAMES: [&str; META_CLASSES] = [
+    "slab-meta-64",
+    "slab-meta-128",
+    "slab-meta-256",
+    "slab-meta-512",
+    "slab-meta-1k",
+    "slab-meta-2k",
+    "slab-meta-4k",
+    "slab-meta-576",
+    "slab-meta-1088",
+];
 
 /// The list of caches, newest first.
 #[derive(Debug)]
@@ -199,9 +212,11 @@ impl<E: SlabEnv> Slabs<E> {
     }
 
     fn meta_cache(&self, class: usize, nodes: NonNull<Node>, nr_nodes: u32, idle: NonNull<Slot>) -> KmemCache {
-        let size = 1_usize << (META_SHIFT as usize + class);
+        let odd = class.checked_sub(META_POWERS).and_then(|odd| META_ODD.get(odd));
+        let size = odd.copied().unwrap_or(1 << (META_SHIFT as usize + class));
         let flags = SlabFlags::INTERNAL | SlabFlags::NO_SHEAVES | SlabFlags::NO_MERGE;
-        let layout = ObjectLayout::new(size, size, flags, false, None);
+        let align = 1 << size.trailing_zeros();
+        let layout = ObjectLayout::new(size, align, flags, false, None);
         let small = Order::for_size(size * 4).unwrap_or(Order::ZERO);
         let spec = Spec {
             name: CacheName::new(META_NAMES.get(class).copied().unwrap_or("slab-meta")),
@@ -233,11 +248,12 @@ impl<E: SlabEnv> Slabs<E> {
 
     fn meta_class(&self, size_bytes: usize) -> Option<&KmemCache> {
         let log2 = usize::BITS - size_bytes.saturating_sub(1).leading_zeros();
-        let class = log2.saturating_sub(META_SHIFT);
-        self.core()?.meta.get(class as usize)
+        let power = log2.saturating_sub(META_SHIFT) as usize;
+        let odd = META_ODD.iter().position(|&odd| size_bytes <= odd && size_bytes > odd - 64);
+        self.core()?.meta.get(odd.map_or(power, |odd| META_POWERS + odd))
     }
 
-    /// Memory for the allocator's own use, aligned to its size rounded up to a power of two (at most a page).
+    /// Memory for the allocator's own use, aligned to a cache line; powers of two to themselves, up to a page.
     pub(crate) fn meta_alloc(&self, size_bytes: usize, gfp: Gfp, how: Locking) -> Result<NonNull<u8>, AllocError> {
         if self.core().is_none() {
             return Err(AllocError::NotReady);

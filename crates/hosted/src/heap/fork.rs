@@ -12,7 +12,7 @@
 //!
 //! Three things may be under way at the fork. A thread that has just entered a per-CPU section and not yet found it closed
 //! leaves it marked as entered; the child enters and leaves every section of an orphaned CPU, which clears the mark. A
-//! push or a pop does not ask whether sections are closed: it writes the object, then the sheaf's length, both in one page, so
+//! push or a pop does not ask whether sections are closed: it writes the object, then the sheaf's length, in this order, so
 //! the child has the sheaf as it was before or after, or with the object in neither; then that object is lost to the child. And
 //! single compare-and-swap operations on free bits and slabs go on without a lock: a thread between two of those has taken
 //! objects or frames that nobody gives back in the child. They are lost to the child, and nothing else happens.

@@ -99,12 +99,12 @@ fn natural_align(size: usize) -> usize {
     1 << size.trailing_zeros().min(12)
 }
 
-/// Objects in a sheaf: more than a kernel has, because programs allocate in bursts. With the header a sheaf fills 1024, 512
-/// or fewer bytes.
+/// Objects in a sheaf: more than a kernel has, because programs allocate in bursts. With the header a sheaf fills 17, 9
+/// or fewer cache lines.
 fn sheaf_capacity(size: usize) -> u32 {
     match size {
-        ..=128 => 124,
-        129..=1024 => 60,
+        ..=128 => 132,
+        129..=1024 => 68,
         _ => 0,
     }
 }
