@@ -204,7 +204,7 @@ impl<'a> Block<'a> {
     }
 
     /// Brings what depends on the type in line with it.
-    fn follow_type(&self) {
+    pub(crate) fn follow_type(&self) {
         if let (Some(zone), Some(list)) = (self.zone(), self.arena.lists.get(self.index)) {
             list.store(zone.list_of(self.record().migratetype()), Ordering::Relaxed);
         }
@@ -277,13 +277,13 @@ impl<'a> Block<'a> {
     }
 
     /// Whether frames of this pageblock may serve a type now that they have been taken. Mergeable types may mix.
-    fn still_serves(&self, migratetype: MigrateType) -> bool {
+    pub(crate) fn still_serves(&self, migratetype: MigrateType) -> bool {
         fence_after_rmw();
         let now = self.record().migratetype();
         now == migratetype || (now.is_mergeable() && migratetype.is_mergeable())
     }
 
-    fn untake(&self, offset: u32, order: u32) {
+    pub(crate) fn untake(&self, offset: u32, order: u32) {
         // Nobody can have set bits that were ours.
         let _ = self.free.put(offset, order);
         self.settle_untaken();
@@ -326,6 +326,14 @@ impl<'a> Block<'a> {
     fn mark_tails(&self, offset: u32, order: u32) {
         if order > 0 {
             self.tails.assign(offset + 1, (1 << order) - 1, true);
+            self.note_tails();
+        }
+    }
+
+    /// Marks frames that the caller owns as continuing the block before them.
+    pub(crate) fn mark_frames_as_tails(&self, offset: u32, end: u32) {
+        if end > offset {
+            self.tails.assign(offset, end - offset, true);
             self.note_tails();
         }
     }
@@ -386,7 +394,7 @@ impl<'a> Block<'a> {
 
     /// A whole pageblock became free: if its neighbour is free as well but of another mergeable type, that takes over
     /// this one's, so that the pair is one block of order 10 (B-17).
-    fn merge_pair(&self) {
+    pub(crate) fn merge_pair(&self) {
         let Some(other) = self.neighbour() else { return };
         let (ours, theirs) = (self.record(), other.record());
         if theirs.filed() == FRAMES_SHIFT + 1
@@ -410,15 +418,26 @@ impl<'a> Block<'a> {
     }
 
     /// How many frames the allocated block has that starts at `offset`, from its tails: up to two pageblocks.
-    fn allocated_len(&self, offset: u32) -> u32 {
+    pub(crate) fn allocated_len(&self, offset: u32) -> u32 {
         let len = self.tails.find(offset + 1, FRAMES - offset - 1, false).unwrap_or(FRAMES) - offset;
         if len < FRAMES || !self.index.is_multiple_of(2) {
             return len;
         }
         match self.neighbour() {
-            Some(other) if other.tails.is_set(0) => len + other.tails.find(0, FRAMES, false).unwrap_or(FRAMES),
+            Some(other) if other.tails.is_set(0) => match other.tails.find(0, FRAMES, false) {
+                Some(end) => len + end,
+                // A contiguous range that is one block may go on behind the pair.
+                None => len + FRAMES + u32::from(self.continues_at(2)),
+            },
             _ => len,
         }
+    }
+
+    /// Whether the pageblock `ahead` further up, in the same span, continues a block that began before it.
+    fn continues_at(&self, ahead: usize) -> bool {
+        let span = self.arena.span_of(self.first_frame());
+        let within = span.is_some_and(|span| self.index + ahead < span.index + span.len);
+        within && self.arena.block(self.index + ahead).is_some_and(|block| block.tails.is_set(0))
     }
 
     /// The order of the allocated block that starts at `offset`; rounded down if parts of it have been freed.

@@ -1,6 +1,8 @@
 //! What the page allocator takes from its surroundings.
 
-use kmem_gfp::{AllocContext, Gfp, NoReclaim, NodeId, Order, PfnRange, PlainContext, ReclaimRequest, Reclaimer};
+use kmem_gfp::{
+    AllocContext, Gfp, MovableOwner, NoReclaim, NodeId, Order, Pfn, PfnRange, PlainContext, ReclaimRequest, Reclaimer,
+};
 use kmem_sync::{Cpu, CpuId};
 
 /// The platform of a [`Buddy`](crate::Buddy): the sum of the seams it needs, and a few questions with useful defaults.
@@ -78,6 +80,14 @@ pub trait BuddyEnv {
         None
     }
 
+    /// Who moves the allocated block that begins with this frame; `None` if nobody does, or nobody knows. A moment's answer:
+    /// whoever is named decides when asked to [isolate](MovableOwner::isolate) the frame. Called where sleeping is allowed, also for
+    /// frames that are on their way to a caller or back.
+    fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
+        let _ = pfn;
+        None
+    }
+
     /// Charges the current memory cgroup for [`Gfp::ACCOUNT`]; `false` if it is over its limit.
     fn charge(&self, gfp: Gfp, order: Order) -> bool {
         let _ = (gfp, order);
@@ -142,6 +152,9 @@ impl<T: BuddyEnv> BuddyEnv for &T {
     }
     fn movable_pages(&self, pageblock: PfnRange) -> Option<u64> {
         (**self).movable_pages(pageblock)
+    }
+    fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
+        (**self).movable_owner(pfn)
     }
     fn charge(&self, gfp: Gfp, order: Order) -> bool {
         (**self).charge(gfp, order)

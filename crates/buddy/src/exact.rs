@@ -198,11 +198,22 @@ impl<E: BuddyEnv> Buddy<E> {
 
     /// Takes the pageblock of a frame out of circulation, or puts it back: its free pages are counted as free no more and
     /// serve nobody, and pages freed into it bypass the per-CPU sets. Whether anything changed. Pages that lie in
-    /// per-CPU sets at the time are there until they are drained.
+    /// per-CPU sets at the time are there until they are drained; [`isolate_range`](Self::isolate_range) does that.
     pub fn set_pageblock_isolated(&self, pfn: Pfn, isolated: bool) -> bool {
-        let block = self.state().and_then(|state| state.block_of(pfn));
-        let block = block.filter(|block| block.record().has(Record::PRESENT));
-        block.is_some_and(|block| block.set_isolated(isolated))
+        let Some(state) = self.state() else { return false };
+        let Some(block) = state.block_of(pfn).filter(|block| block.record().has(Record::PRESENT)) else { return false };
+        let Some(zone) = block.zone() else { return false };
+        if !(if isolated { block.isolate() } else { block.unisolate() }) {
+            return false;
+        }
+        if isolated {
+            zone.isolated_blocks.fetch_add(1, Ordering::Relaxed);
+        } else {
+            zone.isolated_blocks.fetch_sub(1, Ordering::Relaxed);
+        }
+        state.compute_comfort(zone);
+        self.settle(state, zone);
+        true
     }
 }
 

@@ -5,7 +5,7 @@
 //!                     └─ other orders, isolated, no set ─────────────────────────▶ put_checked
 //! ```
 
-use kmem_gfp::{AllocContext, FreeError, Order, Pfn, PfnRange};
+use kmem_gfp::{AllocContext, FreeError, MigrateType, Order, Pfn, PfnRange};
 use kmem_sync::atomic::Ordering;
 
 use crate::bits::cover;
@@ -42,9 +42,10 @@ impl<E: BuddyEnv> Buddy<E> {
             // SAFETY: the caller has given the block up.
             unsafe { self.env().zero_frames(range) };
         }
-        let migratetype = block.record().migratetype();
-        if let Some(stack) = stack_index(order, migratetype).filter(|_| !zone.has_flag(flag::SETS_OFF)) {
+        if stack_index(order, MigrateType::Movable).is_some() && !zone.has_flag(flag::SETS_OFF) {
             let done = self.section(|sets| {
+                // Looked at inside the section: whoever isolates the pageblock drains the sets afterwards.
+                let stack = stack_index(order, block.record().migratetype())?;
                 let set = sets.zone_set(zone)?;
                 if set.room(stack) == 0 || (is_middle(stack) && zone.pressed.load(Ordering::Relaxed)) {
                     return None;

@@ -1,9 +1,12 @@
 //! The traits of `kmem-gfp` that the allocator implements.
 
-use kmem_gfp::{AllocError, BulkPages, ExactPages, FreeError, Gfp, NodeId, Order, PageAllocator, Pfn, PfnRange};
+use kmem_gfp::{
+    AllocError, BulkPages, ContigRange, ExactPages, FreeError, Gfp, NodeId, Order, PageAllocator, Pfn, PfnRange,
+};
 
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
+use crate::isolate::IsolateMode;
 
 // SAFETY: a frame is handed out by whoever turned its bit from free to used, which only one can; the memory is touched
 // only through `BuddyEnv::zero_frames`.
@@ -58,5 +61,17 @@ unsafe impl<E: BuddyEnv> ExactPages for Buddy<E> {
     unsafe fn free_range(&self, range: PfnRange) -> Result<(), FreeError> {
         // SAFETY: the caller's promise is the same.
         unsafe { Buddy::free_range(self, range) }
+    }
+}
+
+// SAFETY: as above; frames are moved only at the hands of their owners, who agreed to it.
+unsafe impl<E: BuddyEnv> ContigRange for Buddy<E> {
+    fn take_range(&self, range: PfnRange, gfp: Gfp) -> Result<(), AllocError> {
+        self.alloc_contig_range(range, gfp, IsolateMode::Cma)
+    }
+
+    unsafe fn return_range(&self, range: PfnRange) -> Result<(), FreeError> {
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.free_contig_range(range) }
     }
 }

@@ -58,6 +58,22 @@ events! {
     DrainAllPages,
     /// A page leaving a per-CPU set turned out not to be an allocated block of its order, and was dropped.
     BadFree,
+    /// A page was moved (`pgmigrate_success`).
+    MigrateSuccess,
+    /// A page could not be moved (`pgmigrate_fail`).
+    MigrateFail,
+    /// Compaction looked at a page that might be moved.
+    CompactMigrateScanned,
+    /// Compaction looked at a page that might be a new place.
+    CompactFreeScanned,
+    /// Compaction took a page out of circulation, to move it or to move something there.
+    CompactIsolated,
+    /// The compaction daemon of a node began to work.
+    CompactDaemonWake,
+    /// Of [`CompactMigrateScanned`](Self::CompactMigrateScanned), the daemons' part.
+    CompactDaemonMigrateScanned,
+    /// Of [`CompactFreeScanned`](Self::CompactFreeScanned), the daemons' part.
+    CompactDaemonFreeScanned,
 }
 
 impl Event {

@@ -289,6 +289,14 @@ fn take_pairs(zone: &Zone, migratetype: MigrateType, want: &Want, nr: u32, taken
             && other.record().migratetype() == migratetype
             && block.take_pair(&other)
         {
+            // As after every claim: they may have been isolated, or turned into another type, meanwhile.
+            if !block.still_serves(migratetype) || !other.still_serves(migratetype) {
+                for half in [block, &other] {
+                    half.tail_line().assign(0, 512, false);
+                    half.untake(0, 9);
+                }
+                return true;
+            }
             taken(block.first_frame());
             got += 1;
             for half in [block, &other] {

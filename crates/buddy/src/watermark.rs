@@ -191,7 +191,8 @@ impl State {
     /// The level above which no request needs a look at the marks.
     pub(crate) fn compute_comfort(&self, zone: &Zone) {
         let reserve = ZoneKind::ALL.into_iter().map(|kind| zone.lowmem_reserve(kind)).max().unwrap_or(0);
-        let apart = zone.reserved_highatomic_pages() + zone.cma_pages.load(Ordering::Relaxed);
+        let isolated = zone.isolated_blocks.load(Ordering::Relaxed) * 512;
+        let apart = zone.reserved_highatomic_pages() + zone.cma_pages.load(Ordering::Relaxed) + isolated;
         let low = zone.mark(Watermark::Low) + reserve + apart + 512;
         let comfort = low.max(zone.mark(Watermark::High)) + zone.boost_pages();
         zone.comfort.store(comfort as i64, Ordering::Relaxed);

@@ -84,6 +84,8 @@ pub struct Zone {
     pub(crate) managed: AtomicU64,
     pub(crate) present: AtomicU64,
     pub(crate) cma_pages: AtomicU64,
+    /// Pageblocks that are isolated.
+    pub(crate) isolated_blocks: AtomicU64,
     pub(crate) span_start: AtomicU64,
     pub(crate) span_end: AtomicU64,
     pub(crate) marks: [AtomicU64; Watermark::COUNT],
@@ -121,6 +123,7 @@ impl Zone {
             managed: zero(),
             present: zero(),
             cma_pages: zero(),
+            isolated_blocks: zero(),
             span_start: AtomicU64::new(u64::MAX),
             span_end: zero(),
             marks: core::array::from_fn(|_| zero()),

@@ -4,6 +4,10 @@
 mod basic;
 #[cfg(not(loom))]
 mod calls;
+#[cfg(not(loom))]
+mod contig;
+#[cfg(not(loom))]
+mod isolation;
 #[cfg(loom)]
 mod loom;
 #[cfg(not(loom))]
@@ -19,6 +23,7 @@ pub(crate) mod rig;
 mod sets;
 #[cfg(not(loom))]
 mod slow;
+pub(crate) mod tenants;
 #[cfg(not(loom))]
 mod types;
 #[cfg(not(loom))]

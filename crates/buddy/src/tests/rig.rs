@@ -10,11 +10,12 @@ use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::vec::Vec;
 
 use kmem_gfp::{
-    AllocContext, CompactOutcome, CompactPriority, Gfp, NodeId, OomOutcome, Order, Pfn, PfnRange, ReclaimRequest,
-    Reclaimer, TaskFlags, ZoneKind,
+    AllocContext, CompactOutcome, CompactPriority, Gfp, MovableOwner, NodeId, OomOutcome, Order, Pfn, PfnRange,
+    ReclaimRequest, Reclaimer, TaskFlags, ZoneKind,
 };
 use kmem_sync::{Cpu, CpuId, IrqState};
 
+use super::tenants::Tenants;
 use crate::{Buddy, BuddyEnv, BuddyOptions, MemoryMap, Region, ZoneLimits};
 
 #[cfg(not(loom))]
@@ -218,6 +219,7 @@ pub(crate) struct Env {
     /// Requests until one fails; 0: none does.
     pub(crate) fail_in: AtomicU32,
     pub(crate) cache_pages: AtomicU64,
+    pub(crate) tenants: Tenants,
 }
 
 impl Env {
@@ -239,6 +241,7 @@ impl Env {
             may_charge: true.into(),
             fail_in: AtomicU32::new(0),
             cache_pages: AtomicU64::new(0),
+            tenants: Tenants::default(),
         }
     }
 }
@@ -289,6 +292,9 @@ impl BuddyEnv for Env {
     }
     fn movable_pages(&self, _pageblock: PfnRange) -> Option<u64> {
         Some(self.movable.load(Ordering::Relaxed)).filter(|&pages| pages != u64::MAX)
+    }
+    fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
+        if self.tenants.owns(pfn) { Some(&self.tenants) } else { None }
     }
     fn charge(&self, _gfp: Gfp, _order: Order) -> bool {
         self.may_charge.load(Ordering::Relaxed)
