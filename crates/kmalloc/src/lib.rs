@@ -4,13 +4,15 @@
 //! - [`Kmalloc`]: allocation (`kmalloc`), giving back (`free`), resizing (`krealloc`), and what a block has (`usable`);
 //! - `large`: blocks above the classes;
 //! - extras: frees that wait for readers (`rcu`), any-context forms (`nolock`), private sets of caches ([`KmemBuckets`]),
-//!   copies (`duplicate`), blocks by type ([`KBox`]).
+//!   copies (`duplicate`), blocks by type ([`KBox`]);
+//! - the seam for a layer above: [`ObjectAllocator`].
 #![doc = include_str!("../README.md")]
 #![no_std]
 
 #[cfg(test)]
 extern crate std;
 
+mod allocator;
 mod buckets;
 mod class;
 mod classes;
@@ -32,6 +34,7 @@ mod usable;
 #[cfg(test)]
 mod tests;
 
+pub use allocator::ObjectAllocator;
 pub use buckets::{BucketArgs, KmemBuckets};
 pub use class::{
     KMALLOC_MAX_CACHE_SIZE, KMALLOC_MAX_SIZE, KMALLOC_MINALIGN, MinAlign, SizeClass, natural_align, size_roundup,
