@@ -74,6 +74,10 @@ pub struct Scan<'a> {
     pub force_deactivate: bool,
     /// Walk every group to the end instead of stopping at the target.
     pub full_walk: bool,
+    /// Whether nobody is short of memory: the run was asked for ahead of time.
+    pub proactive: bool,
+    /// A swappiness asked for by name: goes before the groups' own.
+    pub swappiness: Option<Swappiness>,
 }
 
 impl<'a> Scan<'a> {
@@ -95,7 +99,14 @@ impl<'a> Scan<'a> {
             spared_active: false,
             force_deactivate: false,
             full_walk: false,
+            proactive: false,
+            swappiness: None,
         }
+    }
+
+    /// The swappiness for a group that has `own`: the one asked for by name, the group's, the machine's.
+    pub fn swappiness_for(&self, own: Option<u8>) -> Swappiness {
+        self.swappiness.or(own.map(Swappiness::Share)).unwrap_or(self.limits.swappiness)
     }
 
     /// Whether the target is reached.
