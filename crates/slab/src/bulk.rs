@@ -294,26 +294,30 @@ impl<E: SlabEnv> Slabs<E> {
     }
 }
 
-/// How many leading objects lie in frames with the owner word `owner`, and none of them is the one before it again.
+/// How many leading objects lie in frames with the owner word `owner`.
 #[inline(always)]
 fn leading<F: FrameTable>(frames: &F, owner: u64, objects: &[*mut u8]) -> usize {
-    let matches =
-        |address: usize| frames.lookup(address).is_some_and(|(_, words)| words.owner.load(Ordering::Relaxed) == owner);
-    let mut page = usize::MAX;
-    let mut count = 0;
-    for four in objects.chunks(4) {
-        let spread = four.iter().fold(0, |spread, object| spread | (object.addr() ^ page));
-        if spread >> PAGE_SHIFT != 0 {
-            for object in four {
-                if (object.addr() ^ page) >> PAGE_SHIFT != 0 && !matches(object.addr()) {
-                    return count;
-                }
-                page = object.addr();
-                count += 1;
-            }
-        } else {
-            count += four.len();
-        }
+    // Bits that are set in one address and clear in another: nothing above the page if all are on one page.
+    let (any, all) = objects.iter().fold((0, usize::MAX), |(any, all), at| (any | at.addr(), all & at.addr()));
+    if (any ^ all) >> PAGE_SHIFT == 0 && is_owned(frames, owner, all) {
+        return objects.len();
     }
-    count
+    leading_by_page(frames, owner, objects)
+}
+
+/// [`leading`] for objects on several pages: looks a frame up whenever the page changes.
+#[inline(never)]
+fn leading_by_page<F: FrameTable>(frames: &F, owner: u64, objects: &[*mut u8]) -> usize {
+    let mut page = usize::MAX;
+    let mut is_other = |object: &*mut u8| {
+        let before = core::mem::replace(&mut page, object.addr() >> PAGE_SHIFT);
+        page != before && !is_owned(frames, owner, object.addr())
+    };
+    objects.iter().position(&mut is_other).unwrap_or(objects.len())
+}
+
+/// Whether the frame of an address carries the owner word `owner`.
+#[inline(always)]
+fn is_owned<F: FrameTable>(frames: &F, owner: u64, address: usize) -> bool {
+    frames.lookup(address).is_some_and(|(_, words)| words.owner.load(Ordering::Relaxed) == owner)
 }
