@@ -1,5 +1,7 @@
 //! `cargo xtask`: every check and measurement of the workspace.
 
+mod boot;
+mod boot_disk;
 mod check;
 mod conformance;
 mod deny;
@@ -56,6 +58,8 @@ enum Command {
     Features,
     /// Each crate below `hosted` linked without `std` and without an allocator.
     NoStd,
+    /// Build the kernel of `tests/kernel` and boot it in an emulator.
+    Boot(boot::Options),
     /// Measure kmem beside its peers.
     #[command(disable_help_flag = true)]
     Bench {
@@ -97,6 +101,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Tidy => tidy::run(&workspace),
         Command::Features => matrix::features(&workspace),
         Command::NoStd => matrix::no_std(&workspace),
+        Command::Boot(options) => boot::run(&workspace, &options),
         Command::Bench { args } => forward::bench(&workspace, &args),
         Command::Fuzz { args } => forward::fuzz(&workspace, &args),
     }

@@ -1,0 +1,129 @@
+//! [`KernelContext`]: the running code as kmem sees it. Step 2 of a port.
+
+use core::fmt::{self, Write};
+
+use kmem_gfp::{AllocContext, TaskFlags};
+use kmem_sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use kmem_sync::{IrqGuard, UnsafeCell};
+
+use crate::cpu::KernelCpu;
+use crate::{percpu, sched};
+
+/// The running code. No state: its flags are behind GS.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct KernelContext;
+
+impl AllocContext for KernelContext {
+    #[inline(always)]
+    fn task_flags(&self) -> TaskFlags {
+        let flags = percpu::flags();
+        if percpu::pins() != 0 { flags | TaskFlags::ATOMIC } else { flags }
+    }
+
+    fn update_task_flags(&self, set: TaskFlags, clear: TaskFlags) -> TaskFlags {
+        let _irqs_off = IrqGuard::new(&KernelCpu);
+        let before = percpu::flags();
+        percpu::set_flags((before - (clear & TaskFlags::SCOPES)) | (set & TaskFlags::SCOPES));
+        before
+    }
+
+    fn yield_now(&self) {
+        sched::yield_now();
+    }
+
+    fn now_ms(&self) -> u64 {
+        sched::now_ms()
+    }
+
+    fn report(&self, line: fmt::Arguments<'_>) {
+        REPORTS.fetch_add(1, Ordering::Relaxed);
+        if !CAPTURED.append(line) {
+            println!("kmem: {line}");
+        }
+    }
+}
+
+/// Runs `f` with `flags` added to what the calling thread is: atomic, a kernel thread, dying.
+pub(crate) fn with_flags<R>(flags: TaskFlags, f: impl FnOnce() -> R) -> R {
+    let before = percpu::flags();
+    percpu::set_flags(before | flags);
+    let result = f();
+    percpu::set_flags(before);
+    result
+}
+
+/// Lines of reports so far.
+pub(crate) static REPORTS: AtomicU64 = AtomicU64::new(0);
+
+const CAPTURED_BYTES: usize = 8 << 10;
+
+/// Reports that a test wants to read instead of printing them.
+///
+/// # Invariants
+/// `text` belongs to whoever made `busy` true.
+struct Captured {
+    on: AtomicBool,
+    busy: AtomicBool,
+    text: UnsafeCell<([u8; CAPTURED_BYTES], usize)>,
+}
+
+// SAFETY: `busy` hands `text` to one context at a time (invariant).
+unsafe impl Sync for Captured {}
+
+static CAPTURED: Captured = Captured {
+    on: AtomicBool::new(false),
+    busy: AtomicBool::new(false),
+    text: UnsafeCell::new(([0; CAPTURED_BYTES], 0)),
+};
+
+struct Cursor<'a>(&'a mut ([u8; CAPTURED_BYTES], usize));
+
+impl Write for Cursor<'_> {
+    fn write_str(&mut self, text: &str) -> fmt::Result {
+        let (bytes, len) = &mut *self.0;
+        for byte in text.bytes() {
+            let Some(place) = bytes.get_mut(*len) else { return Err(fmt::Error) };
+            *place = byte;
+            *len += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Captured {
+    fn with<R>(&self, f: impl FnOnce(&mut ([u8; CAPTURED_BYTES], usize)) -> R) -> Option<R> {
+        let _irqs_off = IrqGuard::new(&KernelCpu);
+        if self.busy.swap(true, Ordering::Acquire) {
+            return None;
+        }
+        // SAFETY: ours (invariant).
+        let result = self.text.with_mut(|text| f(unsafe { &mut *text }));
+        self.busy.store(false, Ordering::Release);
+        Some(result)
+    }
+
+    fn append(&self, line: fmt::Arguments<'_>) -> bool {
+        self.on.load(Ordering::Relaxed)
+            && self
+                .with(|text| {
+                    let _ = Cursor(text).write_fmt(line);
+                    let _ = Cursor(text).write_str("\n");
+                })
+                .is_some()
+    }
+}
+
+/// Runs `f` and returns what was reported meanwhile, by anybody.
+pub(crate) fn capture<R>(f: impl FnOnce() -> R) -> (R, alloc::string::String) {
+    CAPTURED.with(|text| text.1 = 0);
+    CAPTURED.on.store(true, Ordering::Relaxed);
+    let result = f();
+    CAPTURED.on.store(false, Ordering::Relaxed);
+    let mut bytes = alloc::vec![0; CAPTURED_BYTES];
+    let len = CAPTURED.with(|text| {
+        bytes[..text.1].copy_from_slice(&text.0[..text.1]);
+        text.1
+    });
+    bytes.truncate(len.unwrap_or(0));
+    (result, alloc::string::String::from_utf8_lossy(&bytes).into_owned())
+}
