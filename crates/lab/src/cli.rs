@@ -32,7 +32,8 @@ pub enum Command {
         #[command(flatten)]
         options: Options,
     },
-    /// Replay a trace and print the machine's views in the kernel's formats: buddyinfo, zoneinfo, slabinfo, pagetypeinfo, vmstat.
+    /// Replay a trace and print the machine's views in the kernel's formats: buddyinfo, zoneinfo, slabinfo, pagetypeinfo, vmstat,
+    /// vmallocinfo.
     Machine {
         /// The trace; the bundled one if there is none.
         file: Option<PathBuf>,

@@ -3,10 +3,11 @@
 use crate::app::View;
 use crate::proc::Snapshots;
 use crate::program::CacheSpec;
-use crate::target::{CacheUsage, FreeFault, MachineShape, ReplayTarget, TargetError, Usage, ZoneFree};
+use crate::target::{AreaUsage, CacheUsage, FreeFault, MachineShape, ReplayTarget, TargetError, Usage, ZoneFree};
 use crate::trace::TraceGfp;
 use kmem::gfp::{BulkPages, ExactPages};
 use kmem::slab::BulkFreeError;
+use kmem::vmalloc::{VfreeError, VmFlags};
 use kmem::{
     CacheArgs, CreateError, FreeError, Gfp, KfreeError, KmemCache, NodeId, ObjectError, Order, PAGE_SIZE, Pfn,
     PfnRange, RcuHead, SlabFlags,
@@ -61,6 +62,7 @@ impl HostedTarget {
             ("slabinfo", self.kmem.slabinfo().to_string()),
             ("pagetypeinfo", self.kmem.pagetypeinfo().to_string()),
             ("vmstat", self.kmem.vmstat().to_string()),
+            ("vmallocinfo", self.kmem.vmalloc_layer().vmallocinfo().to_string()),
         ]
     }
 
@@ -264,6 +266,37 @@ unsafe impl ReplayTarget for HostedTarget {
         done.map_err(page_fault)
     }
 
+    fn area_alloc(&self, pages: u64, align: u64) -> Option<NonNull<u8>> {
+        // A single page has no guard page behind it.
+        let guard = pages > 1;
+        let size = usize::try_from(pages - u64::from(guard)).ok()?.checked_mul(PAGE_SIZE)?;
+        let flags = if guard { VmFlags::SPARSE } else { VmFlags::SPARSE | VmFlags::NO_GUARD };
+        self.kmem.vmalloc_layer().get_vm_area(size, usize::try_from(align).ok()?, flags, None, Gfp::KERNEL).ok()
+    }
+
+    unsafe fn area_free(&self, area: NonNull<u8>) -> Result<(), FreeFault> {
+        // SAFETY: the caller's.
+        unsafe { self.kmem.vmalloc_layer().vunmap(area.as_ptr()) }.map_err(|error| match error {
+            VfreeError::AlreadyFree(_) => FreeFault::AlreadyFree,
+            _ => FreeFault::Refused,
+        })
+    }
+
+    fn unmap_aliases(&self) {
+        self.kmem.vmalloc_layer().vm_unmap_aliases();
+    }
+
+    fn areas(&self) -> AreaUsage {
+        let stats = self.kmem.vmalloc_layer().stats();
+        AreaUsage {
+            lazy_pages: stats.lazy_pages,
+            lazy_limit: stats.lazy_limit,
+            purges: stats.purges,
+            flushes: stats.flushes,
+            pool_hits: stats.pool_hits,
+        }
+    }
+
     #[inline]
     fn frame(&self, pfn: u64) -> NonNull<u8> {
         // All frames of a machine are mapped side by side.
@@ -285,7 +318,7 @@ unsafe impl ReplayTarget for HostedTarget {
         Usage {
             slab_pages: stats.slab_pages(),
             total_pages: pages.managed_pages().saturating_sub(free),
-            metadata_pages: stats.metadata_pages,
+            metadata_pages: stats.metadata_pages + self.kmem.vmalloc_layer().stats().metadata_pages,
         }
     }
 
@@ -324,6 +357,7 @@ unsafe impl ReplayTarget for HostedTarget {
         let mut objects = 0;
         slabs.for_each_cache(|cache| objects += slabs.slab_info(cache).active_objs);
         let usage = self.usage();
-        objects + usage.total_pages.saturating_sub(usage.slab_pages + usage.metadata_pages)
+        let areas = self.kmem.vmalloc_layer().live_areas();
+        objects + areas + usage.total_pages.saturating_sub(usage.slab_pages + usage.metadata_pages)
     }
 }

@@ -12,6 +12,8 @@ use std::ptr::NonNull;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 const PAGE: usize = 4096;
+/// The first page of the areas' addresses, which lead nowhere.
+const WINDOW: u64 = 1 << 34;
 
 /// A fault that the model can be given, to see that a replay finds it.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
@@ -58,6 +60,8 @@ struct State {
     slabs: Vec<Slab>,
     large: HashMap<usize, usize>,
     waiting: Vec<usize>,
+    /// Pages of areas by their first page.
+    areas: BTreeMap<u64, u64>,
     last: usize,
     calls: u64,
 }
@@ -99,6 +103,7 @@ impl Model {
             slabs: Vec::new(),
             large: HashMap::new(),
             waiting: Vec::new(),
+            areas: BTreeMap::new(),
             last: 0,
             calls: 0,
         };
@@ -316,6 +321,25 @@ unsafe impl ReplayTarget for Model {
         self.lock().release(pfn as usize, 1 << order)
     }
 
+    fn area_alloc(&self, pages: u64, align: u64) -> Option<NonNull<u8>> {
+        let mut s = self.lock();
+        let align = (align / PAGE as u64).max(1);
+        let mut at = WINDOW;
+        for (&start, &len) in &s.areas {
+            if at + pages <= start {
+                break;
+            }
+            at = (start + len).next_multiple_of(align);
+        }
+        s.areas.insert(at, pages);
+        NonNull::new(std::ptr::without_provenance_mut(at as usize * PAGE))
+    }
+
+    unsafe fn area_free(&self, area: NonNull<u8>) -> Result<(), FreeFault> {
+        let page = (area.addr().get() / PAGE) as u64;
+        self.lock().areas.remove(&page).map(|_| ()).ok_or(FreeFault::AlreadyFree)
+    }
+
     fn frame(&self, pfn: u64) -> NonNull<u8> {
         self.ptr(pfn as usize * PAGE).unwrap_or(self.arena)
     }
@@ -370,6 +394,6 @@ unsafe impl ReplayTarget for Model {
         self.quiesce();
         let s = self.lock();
         let slabs: u64 = s.caches.iter().map(|c| c.pages as u64).sum();
-        s.caches.iter().map(|c| c.live).sum::<u64>() + s.taken - slabs
+        s.caches.iter().map(|c| c.live).sum::<u64>() + s.taken - slabs + s.areas.len() as u64
     }
 }

@@ -68,6 +68,21 @@ pub struct ZoneFree {
     pub blocks: Vec<u64>,
 }
 
+/// Ranges of addresses of vmalloc.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, serde::Serialize)]
+pub struct AreaUsage {
+    /// Pages freed and not yet flushed.
+    pub lazy_pages: u64,
+    /// Above so many of them a purge starts.
+    pub lazy_limit: u64,
+    /// Purges so far.
+    pub purges: u64,
+    /// Flushes so far.
+    pub flushes: u64,
+    /// Areas whose range had been flushed and kept for the next one of its size.
+    pub pool_hits: u64,
+}
+
 /// An allocator that a trace can be replayed on.
 ///
 /// All calls but [`on_cpu`](Self::on_cpu), [`create_cache`](Self::create_cache) and the statistics are made on a CPU of the machine.
@@ -159,6 +174,33 @@ pub unsafe trait ReplayTarget: Sync {
     /// # Safety
     /// The frames came from this machine and their memory is not used any more.
     unsafe fn free_pages(&self, pfn: u64, order: u8, whole: bool) -> Result<(), FreeFault>;
+
+    /// A range of addresses for vmalloc: `pages` with the guard page, nothing mapped. A machine without virtual memory,
+    /// which is the default, has none to give.
+    fn area_alloc(&self, pages: u64, align: u64) -> Option<NonNull<u8>> {
+        let _ = (pages, align);
+        None
+    }
+
+    /// Gives a range back.
+    ///
+    /// # Errors
+    /// [`FreeFault`] if the allocator does not take it.
+    ///
+    /// # Safety
+    /// `area` came from this machine and is not used any more.
+    unsafe fn area_free(&self, area: NonNull<u8>) -> Result<(), FreeFault> {
+        let _ = area;
+        Err(FreeFault::Refused)
+    }
+
+    /// `vm_unmap_aliases`.
+    fn unmap_aliases(&self) {}
+
+    /// What vmalloc counts.
+    fn areas(&self) -> AreaUsage {
+        AreaUsage::default()
+    }
 
     /// Where the memory of a frame stands.
     fn frame(&self, pfn: u64) -> NonNull<u8>;

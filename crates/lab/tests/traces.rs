@@ -109,3 +109,15 @@ fn a_machine_under_pressure_takes_no_more_slab_pages_than_linux() {
         assert_no_more_than_linux(&o);
     }
 }
+
+#[test]
+fn areas_of_vmalloc_are_taken_and_given_back_as_in_linux() {
+    let o = run(&bundled::BOOT, Level::All, Order::Trace, 1);
+    let a = o.areas.unwrap();
+    assert_eq!((a.areas_peak, a.areas_end), (a.linux.areas_peak, a.linux.areas_end));
+    assert_eq!((a.pages_peak, a.pages_end), (a.linux.pages_peak, a.linux.pages_end));
+    // One CPU here and there: the same threshold.
+    assert_eq!((a.end.lazy_limit, a.linux.lazy_limit), (8192, 8192));
+    assert!(a.lazy_pages_peak <= a.linux.lazy_pages_peak && a.end.purges > 0, "{a:?}");
+    assert_eq!(o.census.unsupported, 0);
+}

@@ -33,6 +33,8 @@ pub struct VmallocStats {
     pub flushes: u64,
     /// Blocks of bookkeeping memory: nodes of the tree and descriptors.
     pub metadata_blocks: u64,
+    /// Pages of these blocks.
+    pub metadata_pages: u64,
 }
 
 impl<E: VmallocEnv> Vmalloc<E> {
@@ -40,8 +42,9 @@ impl<E: VmallocEnv> Vmalloc<E> {
     pub fn stats(&self) -> VmallocStats {
         let Some(shared) = self.try_shared() else { return VmallocStats::default() };
         let used: i64 = shared.nodes().map(|node| node.used_pages.load(Ordering::Relaxed)).sum();
-        let (longest, metadata_blocks) =
-            shared.tree.with(self.env.cpu(), |tree| (tree.map.longest(), tree.metadata_blocks()));
+        let (longest, metadata_blocks, metadata_pages) = shared
+            .tree
+            .with(self.env.cpu(), |tree| (tree.map.longest(), tree.metadata_blocks(), tree.metadata_pages()));
         VmallocStats {
             total_bytes: shared.nr_pages * PAGE_SIZE as u64,
             used_bytes: u64::try_from(used).unwrap_or(0) * PAGE_SIZE as u64,
@@ -53,6 +56,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
             purges: shared.purges.load(Ordering::Relaxed),
             flushes: shared.flushes.load(Ordering::Relaxed),
             metadata_blocks,
+            metadata_pages,
         }
     }
 

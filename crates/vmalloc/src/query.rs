@@ -139,8 +139,8 @@ impl<E: VmallocEnv> Vmalloc<E> {
         }
     }
 
-    /// How many areas are in use.
-    pub(crate) fn live_areas(&self) -> u64 {
+    /// How many areas are in use: visits each of them. Any context but NMI.
+    pub fn live_areas(&self) -> u64 {
         let Some(shared) = self.try_shared() else { return 0 };
         let mut areas = 0;
         self.for_areas(shared, |pinned| {

@@ -63,6 +63,8 @@ pub(crate) struct Tree {
     nr_unused: usize,
     slabs: Option<NonNull<Slab>>,
     nr_blocks: u64,
+    /// Of these, blocks of descriptors.
+    nr_slabs: u64,
 }
 
 // SAFETY: owns what it points to; nothing is tied to a thread.
@@ -84,12 +86,18 @@ impl Tree {
         let (Some(map), Some(index)) = (FreeMap::new(nr_pages, &mut spares), Index::new(nr_pages, &mut spares)) else {
             return Err(spares);
         };
-        Ok(Self { map, index, base_page, spares, unused: None, nr_unused: 0, slabs: None, nr_blocks })
+        Ok(Self { map, index, base_page, spares, unused: None, nr_unused: 0, slabs: None, nr_blocks, nr_slabs: 0 })
     }
 
-    /// Bytes of bookkeeping that nodes and descriptors take.
+    /// Blocks of nodes and of descriptors.
     pub(crate) fn metadata_blocks(&self) -> u64 {
         self.nr_blocks
+    }
+
+    /// Pages of these blocks.
+    pub(crate) fn metadata_pages(&self) -> u64 {
+        let nodes = self.nr_blocks.saturating_sub(self.nr_slabs);
+        nodes * NODE_ORDER.nr_pages() as u64 + self.nr_slabs * SLAB_ORDER.nr_pages() as u64
     }
 
     /// Adds a block of [`NODE_ORDER`].
@@ -108,6 +116,7 @@ impl Tree {
     /// The block is the caller's and unused.
     pub(crate) unsafe fn stock_areas(&mut self, block: NonNull<u8>) {
         self.nr_blocks += 1;
+        self.nr_slabs += 1;
         let slab = block.cast::<Slab>();
         // SAFETY: the caller's promise; a block is larger than a link.
         unsafe { slab.write(Slab { next: self.slabs }) };

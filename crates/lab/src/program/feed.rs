@@ -1,5 +1,6 @@
 //! The program itself: one event in, some operations out.
 
+use super::areas::Areas;
 use super::caches::CacheBook;
 use super::census::{Census, Fate};
 use super::linux::{LinuxFigures, LinuxSlabs};
@@ -30,6 +31,7 @@ pub struct Program {
     pub(super) objects: KeyMap<Object>,
     pub(super) object_slots: Slots,
     pub(super) pages: Pages,
+    pub(super) areas: Areas,
     /// Page allocations in the delay line that a later event may withdraw, by frame: position in the line, block, order.
     pub(super) open: KeyMap<(u64, Ref, u8)>,
     /// Page frees that belong to a slab or a large kmalloc that has been given back already, by frame.
@@ -59,6 +61,7 @@ impl Program {
             objects: KeyMap::default(),
             object_slots: Slots::default(),
             pages: Pages::default(),
+            areas: Areas::default(),
             open: KeyMap::default(),
             expected: KeyMap::default(),
             late: KeyMap::default(),
@@ -135,6 +138,12 @@ impl Program {
         self.linux.figures()
     }
 
+    /// Linux's side of vmalloc.
+    #[must_use]
+    pub fn linux_areas(&self) -> super::LinuxAreas {
+        self.areas.linux
+    }
+
     /// The caches that have been mentioned.
     #[must_use]
     pub const fn caches(&self) -> &CacheBook {
@@ -147,7 +156,12 @@ impl Program {
 
     /// A mark; there are never more than [`MARKS`] in a trace of any length, evenly spaced.
     fn mark(&mut self, phase: Option<String>) {
-        let mark = Mark { event: self.census.events, linux_slab_pages: self.linux.all_pages(), phase };
+        let mark = Mark {
+            event: self.census.events,
+            linux_slab_pages: self.linux.all_pages(),
+            linux_lazy_pages: self.areas.linux.lazy_pages_end,
+            phase,
+        };
         self.push(OpKind::Mark(Box::new(mark)));
         self.marks += 1;
         if self.marks >= MARKS {
@@ -231,6 +245,9 @@ impl Program {
                 let gfp = self.gfp.get(b"GFP_HIGHUSER_MOVABLE");
                 self.page_alloc(dst, order, 1, gfp)
             }
+            Event::AreaAlloc { start, size, align, failed } => self.area_alloc(start, size, align, failed),
+            Event::AreaFree { start, lazy_pages, lazy_limit } => self.area_free(start, lazy_pages, lazy_limit),
+            Event::AreaPurge { purged } => self.area_purge(purged),
             Event::PageFreeBatched => Fate::Duplicate,
             Event::Mark { text } => {
                 self.mark(Some(String::from_utf8_lossy(text).into_owned()));

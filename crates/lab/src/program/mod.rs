@@ -15,6 +15,7 @@
 //! Whether a page allocation became a slab or a large kmalloc is told by a later event. Operations therefore
 //! wait in a delay line of a thousand, from which such an allocation is withdrawn in time.
 
+mod areas;
 mod blocks;
 mod caches;
 mod census;
@@ -25,6 +26,7 @@ mod op;
 mod pages;
 mod tables;
 
+pub use areas::LinuxAreas;
 pub use caches::{CacheBook, CacheId, CacheSpec};
 pub use census::{Census, Fate};
 pub(crate) use feed::MARKS;

@@ -171,8 +171,8 @@ impl Program {
 
     pub(super) fn deferred(&mut self, ptr: u64) -> Fate {
         if (DIRECT_MAP.end..0xffff_ea00_0000_0000).contains(&ptr) {
-            // vmalloc's.
-            return Fate::Unsupported;
+            // vmalloc's: the area's own event follows.
+            return Fate::Bookkeeping;
         }
         match self.take(ptr) {
             Ok(object) => {

@@ -16,10 +16,10 @@ pub enum Level {
     All,
 }
 
-/// One use of a slot: which object or block an operation is about.
+/// One use of a slot: which object, block or area an operation is about.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Ref {
-    /// The slot. Objects and blocks of pages have a numbering of their own each.
+    /// The slot. Objects, blocks of pages and areas have a numbering of their own each.
     pub slot: u32,
     /// Even; two more with every use of the slot.
     pub turn: u32,
@@ -60,6 +60,12 @@ pub enum OpKind {
     PageAllocBulk { blocks: Box<[Ref]>, gfp: TraceGfp, migratetype: u8 },
     /// Frees `1 << order` pages from page `offset` of a block on; `last` if none of the block is left.
     PageFree { block: Ref, offset: u32, order: u8, last: bool },
+    /// A range of addresses for vmalloc, of so many pages, its guard page included.
+    AreaAlloc { area: Ref, pages: u64, align: u64 },
+    /// The range is given back.
+    AreaFree { area: Ref },
+    /// `vm_unmap_aliases`.
+    UnmapAliases,
     /// A moment at which to look at the machine.
     Mark(Box<Mark>),
     /// Withdrawn.
@@ -73,6 +79,8 @@ pub struct Mark {
     pub event: u64,
     /// Pages of Linux's slabs for all requests.
     pub linux_slab_pages: u64,
+    /// Pages that Linux had freed lazily.
+    pub linux_lazy_pages: u64,
     /// The name of a phase that begins here, as written into the trace.
     pub phase: Option<String>,
 }
@@ -88,6 +96,7 @@ impl OpKind {
                 | Self::CacheAllocBulk { .. }
                 | Self::PageAlloc { .. }
                 | Self::PageAllocBulk { .. }
+                | Self::AreaAlloc { .. }
         )
     }
 }

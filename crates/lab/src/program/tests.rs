@@ -34,6 +34,9 @@ fn names(ops: &[Op]) -> Vec<&'static str> {
             OpKind::PageAlloc { .. } => "pages",
             OpKind::PageAllocBulk { .. } => "pages-bulk",
             OpKind::PageFree { .. } => "free-pages",
+            OpKind::AreaAlloc { .. } => "area",
+            OpKind::AreaFree { .. } => "free-area",
+            OpKind::UnmapAliases => "aliases",
             OpKind::Mark(_) | OpKind::Void => "none",
         })
         .collect()
@@ -108,7 +111,7 @@ fn deferred_frees_happen_once() {
         format!("{KMALLOC}\nkvfree_rcu: ptr=ffff888000010000\n{KFREE}\n{KMALLOC}\nkvfree_rcu: ptr=ffffc90000001000");
     let (p, ops) = feed(Level::All, &text);
     assert_eq!(names(&ops), ["kmalloc", "rcu", "kmalloc"]);
-    assert_eq!((p.census().duplicate, p.census().unsupported), (1, 1));
+    assert_eq!((p.census().duplicate, p.census().bookkeeping), (1, 1));
     let (p, ops) = feed(Level::All, &format!("{KMALLOC}\nkvfree_rcu: ptr=ffff888000010000\n{KMALLOC}\n{KFREE}"));
     assert_eq!(names(&ops), ["kmalloc", "rcu", "kmalloc", "kfree"]);
     assert_eq!(p.census().reused_live, 0);
@@ -213,4 +216,24 @@ fn damaged_lines_are_read_or_refused() {
         assert_eq!(program.census().settled(), read);
     }
     assert!(refused > 1000);
+}
+
+const AREA: &str = "alloc_vmap_area: va_start: 18446683600570023936 size=20480 align=1 vstart=0x0 vend=0x1 failed=0";
+const AREA_FREE: &str = "free_vmap_area_noflush: va_start=0xffffc90000000000 nr_lazy=5 nr_lazy_max=8192";
+const AREA_DUE: &str = "free_vmap_area_noflush: va_start=0xffffc90000000000 nr_lazy=8193 nr_lazy_max=8192";
+const PURGE: &str = "purge_vmap_area_lazy: start=0xffffc90000000000 end=0xffffc90000005000 num_purged=1";
+
+#[test]
+fn areas_come_and_go_and_purges_are_linuxs_own_affair_unless_asked_for() {
+    let failed = AREA.replace("failed=0", "failed=1");
+    let text = [AREA, AREA_FREE, PURGE, AREA_FREE, &failed, AREA, AREA, AREA_DUE, PURGE].join("\n");
+    let (p, ops) = feed(Level::All, &text);
+    assert_eq!(names(&ops), ["area", "free-area", "aliases", "area", "free-area", "area", "free-area"]);
+    let c = p.census();
+    assert_eq!((c.replayed, c.unmatched_free, c.failed_in_trace, c.bookkeeping, c.reused_live), (6, 1, 1, 1, 1));
+    let linux = p.linux_areas();
+    assert_eq!((linux.areas_peak, linux.areas_end, linux.pages_peak, linux.pages_end), (1, 0, 5, 0));
+    assert_eq!((linux.lazy_pages_peak, linux.lazy_pages_end, linux.purges, linux.purged_areas), (8193, 0, 2, 2));
+    let (p, ops) = feed(Level::Objects, &text);
+    assert_eq!((ops.len(), p.census().other_level), (0, 8));
 }

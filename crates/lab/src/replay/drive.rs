@@ -7,8 +7,8 @@ use super::parse::parse;
 use super::sample::Sample;
 use super::strict::SameRequests;
 use crate::LabError;
-use crate::program::{CacheBook, CacheSpec, Census, Level, LinuxFigures, Op, Program};
-use crate::target::{CacheUsage, ReplayTarget, Usage, ZoneFree};
+use crate::program::{CacheBook, CacheSpec, Census, Level, LinuxAreas, LinuxFigures, Op, Program};
+use crate::target::{AreaUsage, CacheUsage, ReplayTarget, Usage, ZoneFree};
 use crate::trace::{Progress, Trace, TraceError};
 use serde::Serialize;
 use std::sync::Arc;
@@ -56,6 +56,26 @@ pub struct Peak {
     pub metadata_pages: u64,
 }
 
+/// Ranges of addresses for vmalloc.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize)]
+pub struct AreaFigures {
+    /// Live areas: at most.
+    pub areas_peak: u64,
+    /// The same at the end.
+    pub areas_end: u64,
+    /// Pages of these, guard pages included: at most.
+    pub pages_peak: u64,
+    /// The same at the end.
+    pub pages_end: u64,
+    /// Pages freed and not yet flushed: at most.
+    pub lazy_pages_peak: u64,
+    /// The machine's own counters at the end.
+    #[serde(flatten)]
+    pub end: AreaUsage,
+    /// What Linux did with the same requests.
+    pub linux: LinuxAreas,
+}
+
 /// What came of a replay.
 #[derive(Debug)]
 pub struct Outcome {
@@ -69,6 +89,8 @@ pub struct Outcome {
     pub peak: Peak,
     /// The state after the last event.
     pub end: Peak,
+    /// Ranges of addresses, here and in Linux; absent if the trace has none.
+    pub areas: Option<AreaFigures>,
     /// Requests that failed here and not in Linux.
     pub failed: u64,
     /// What was found wrong.
@@ -215,6 +237,16 @@ pub fn replay<T: ReplayTarget>(
         metadata_pages: run.metadata_pages.get().1.max(usage.metadata_pages),
     };
     let peak = at(|l| l.1, same.map(|s| s.slab_pages_peak), most);
+    let linux_areas = program.linux_areas();
+    let areas = (linux_areas != LinuxAreas::default()).then(|| AreaFigures {
+        areas_peak: run.live_areas.get().1,
+        areas_end: run.live_areas.get().0,
+        pages_peak: run.area_pages.get().1,
+        pages_end: run.area_pages.get().0,
+        lazy_pages_peak: run.lazy_pages.get().1,
+        end: target.areas(),
+        linux: linux_areas,
+    });
     let (caches, free_after) = (target.caches(), target.free_blocks());
     let wall_s = start.elapsed().as_secs_f64();
     look(target);
@@ -231,6 +263,7 @@ pub fn replay<T: ReplayTarget>(
         census: program.census().clone(),
         peak,
         end,
+        areas,
         failed: run.failed.load(Ordering::Relaxed),
         integrity,
         caches,

@@ -5,7 +5,7 @@ use super::sample::{Sample, Samples};
 use super::slots::{Slot, SlotTable};
 use crate::program::{CacheId, CacheSpec, Mark, Op, OpKind, Ref};
 use crate::target::{FreeFault, ReplayTarget, TargetError, Usage};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError, RwLock};
@@ -56,6 +56,9 @@ pub(crate) struct Executor<'a, T: ReplayTarget> {
     pub(crate) stop: AtomicBool,
     objects: SlotTable,
     blocks: SlotTable,
+    areas: SlotTable,
+    /// Addresses of live areas, from the first to behind the last.
+    ranges: Mutex<BTreeMap<usize, usize>>,
     /// Of blocks that come back in parts, by slot: which pages have come back.
     parts: Mutex<HashMap<u32, Vec<bool>>>,
     caches: Box<[Created<T::Cache>]>,
@@ -69,6 +72,9 @@ pub(crate) struct Executor<'a, T: ReplayTarget> {
     pub(crate) slab_pages: Level,
     pub(crate) total_pages: Level,
     pub(crate) metadata_pages: Level,
+    pub(crate) live_areas: Level,
+    pub(crate) area_pages: Level,
+    pub(crate) lazy_pages: Level,
     pub(crate) failed: AtomicU64,
     takes: AtomicU64,
     base_pages: u64,
@@ -82,6 +88,8 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             stop: AtomicBool::new(false),
             objects: SlotTable::new(),
             blocks: SlotTable::new(),
+            areas: SlotTable::new(),
+            ranges: Mutex::new(BTreeMap::new()),
             parts: Mutex::new(HashMap::new()),
             caches: (0..CACHES).map(|_| OnceLock::new()).collect(),
             specs: RwLock::new(Vec::new()),
@@ -94,6 +102,9 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             slab_pages: Level::default(),
             total_pages: Level::default(),
             metadata_pages: Level::default(),
+            live_areas: Level::default(),
+            area_pages: Level::default(),
+            lazy_pages: Level::default(),
             failed: AtomicU64::new(0),
             takes: AtomicU64::new(0),
             base_pages: target.usage().total_pages,
@@ -204,6 +215,12 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
                 blocks.iter().all(|&block| self.block(block, 0, || found.next()))
             }
             &OpKind::PageFree { block, offset, order, last } => self.free_block(block, offset, order, last),
+            &OpKind::AreaAlloc { area, pages, align } => self.area(area, pages, align),
+            &OpKind::AreaFree { area } => self.free_area(area),
+            OpKind::UnmapAliases => {
+                self.target.unmap_aliases();
+                true
+            }
             OpKind::Mark(mark) => {
                 self.sample(mark);
                 true
@@ -386,6 +403,58 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
         gone.iter_mut().take(end).skip(offset as usize).for_each(|g| *g = true);
     }
 
+    fn area(&self, area: Ref, pages: u64, align: u64) -> bool {
+        let Some(slot) = self.areas.get(area) else { return false };
+        if !slot.wait(area.turn, &self.stop) {
+            return false;
+        }
+        let mut place = 0;
+        match self.target.area_alloc(pages, align) {
+            Some(found) => {
+                let start = found.addr().get();
+                let end = start.saturating_add(pages as usize * PAGE);
+                let mut ranges = self.ranges.lock().unwrap_or_else(PoisonError::into_inner);
+                let before = ranges.range(..end).next_back().is_some_and(|(_, &behind)| behind > start);
+                if before || !(start as u64).is_multiple_of(align) {
+                    // Somebody else's addresses, or the wrong ones: counted, and never given back.
+                    self.integrity.overlaps.fetch_add(1, Ordering::Relaxed);
+                } else {
+                    ranges.insert(start, end);
+                    place = start;
+                    self.live_areas.add(1);
+                    self.area_pages.add(pages);
+                }
+            }
+            None => self.fail(),
+        }
+        slot.place.store(place, Ordering::Relaxed);
+        slot.bytes.store(pages as usize, Ordering::Relaxed);
+        slot.advance(area.turn.wrapping_add(1));
+        self.taken();
+        true
+    }
+
+    fn free_area(&self, area: Ref) -> bool {
+        let Some(slot) = self.areas.get(area) else { return false };
+        if !slot.wait(area.turn.wrapping_add(1), &self.stop) {
+            return false;
+        }
+        self.give_area_up(slot);
+        slot.advance(area.turn.wrapping_add(2));
+        true
+    }
+
+    fn give_area_up(&self, slot: &Slot) {
+        let start = slot.place.swap(0, Ordering::Relaxed);
+        let Some(found) = NonNull::new(start as *mut u8) else { return };
+        self.ranges.lock().unwrap_or_else(PoisonError::into_inner).remove(&start);
+        self.live_areas.sub(1);
+        self.area_pages.sub(slot.bytes.load(Ordering::Relaxed) as u64);
+        // SAFETY: the area was live until now, and nothing is ever done with its addresses.
+        self.judge(unsafe { self.target.area_free(found) });
+        self.lazy_pages.note(self.target.areas().lazy_pages);
+    }
+
     /// Looks at the machine.
     pub(crate) fn sample(&self, mark: &Mark) {
         let usage = self.usage();
@@ -403,6 +472,7 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
             live_objects: self.live_objects.get().0,
             slab_pages: usage.slab_pages,
             total_pages: usage.total_pages,
+            lazy_pages: self.target.areas().lazy_pages,
             free_blocks,
         });
     }
@@ -414,6 +484,9 @@ impl<'a, T: ReplayTarget> Executor<'a, T> {
                 // SAFETY: the object was live until now.
                 self.judge(unsafe { self.target.kfree(found) });
             }
+        }
+        for (_, slot) in self.areas.all() {
+            self.give_area_up(slot);
         }
         let parts = std::mem::take(&mut *self.parts.lock().unwrap_or_else(PoisonError::into_inner));
         for (block, slot) in self.blocks.all() {

@@ -44,7 +44,7 @@ impl IntegrityCounts {
 pub struct Integrity {
     window: Range<usize>,
     bits: Box<[AtomicU64]>,
-    overlaps: AtomicU64,
+    pub(crate) overlaps: AtomicU64,
     corrupt: AtomicU64,
     pub(crate) double_free: AtomicU64,
     pub(crate) refused_free: AtomicU64,

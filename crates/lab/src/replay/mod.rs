@@ -25,7 +25,7 @@ mod slots;
 mod stamp;
 mod strict;
 
-pub use drive::{Kept, Order, Outcome, Peak, Plan, replay};
+pub use drive::{AreaFigures, Kept, Order, Outcome, Peak, Plan, replay};
 pub use integrity::{Integrity, IntegrityCounts};
 pub use rounds::{Times, time};
 pub use sample::{Sample, Samples, unusable_index};

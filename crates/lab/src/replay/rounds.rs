@@ -181,6 +181,8 @@ impl<'a, T: ReplayTarget> Bare<'a, T> {
                 }
             }
             &OpKind::PageFree { block, offset, order, .. } => self.free_part(block, offset, order),
+            // Ranges of addresses are no objects, and seldom.
+            OpKind::AreaAlloc { .. } | OpKind::AreaFree { .. } | OpKind::UnmapAliases => {}
             OpKind::Mark(_) | OpKind::Void => {}
         }
         Ok(())

@@ -18,6 +18,8 @@ pub struct Sample {
     pub slab_pages: u64,
     /// Allocated pages, slabs included.
     pub total_pages: u64,
+    /// Pages of addresses freed and not yet flushed.
+    pub lazy_pages: u64,
     /// Free blocks by order, all zones together.
     pub free_blocks: Vec<u64>,
 }
@@ -76,7 +78,7 @@ mod tests {
         let all = Samples::default();
         for event in 0..100_000 {
             let phase = (event == 777).then(|| "here".to_owned());
-            all.push(Sample { mark: Mark { event, linux_slab_pages: 0, phase }, ..Sample::default() });
+            all.push(Sample { mark: Mark { event, phase, ..Mark::default() }, ..Sample::default() });
         }
         let kept = all.into_vec();
         assert!(kept.len() <= MOST && kept.iter().any(|s| s.mark.phase.is_some()));

@@ -2,7 +2,7 @@
 
 use super::chart::{Chart, Series, Shape, Unit, escape};
 use super::number::{bytes, grouped, percent};
-use super::summary::{CacheRow, Report};
+use super::summary::{CacheRow, Report, area_rows};
 use crate::program::Level;
 use crate::replay::{Sample, unusable_index};
 use std::fmt::Write as _;
@@ -28,11 +28,12 @@ pub fn html(r: &Report) -> String {
     let title = escape(&r.trace.name);
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
-<title>kmem replay: {title}</title><style>{STYLE}</style></head>\n<body><main>\n{head}{tiles}{body}{caches}{events}\
+<title>kmem replay: {title}</title><style>{STYLE}</style></head>\n<body><main>\n{head}{tiles}{body}{areas}{caches}{events}\
 <footer>Written by <code>cargo lab</code>. Figures of Linux come from the trace itself; what is counted stands in <code>crates/lab/README.md</code>.</footer>\n\
 </main>\n<script type=\"application/json\" id=\"data\">{data}</script>\n<script>{SCRIPT}</script>\n</body></html>\n",
         head = head(r),
         tiles = tiles(r),
+        areas = areas_card(r),
         caches = caches(r),
         events = events_card(r),
     )
@@ -140,6 +141,19 @@ fn charts(r: &Report) -> Vec<Chart<'static>> {
         shape: Shape::Lines { fill_first: true },
         series: vec![series("pages", 3, s, |s| s.total_pages as f64)],
     });
+    if r.vmalloc.is_some() {
+        out.push(Chart {
+            id: "lazy",
+            title: "Pages of addresses freed lazily",
+            about: "Pages of areas that are freed and unmapped, and wait for the flush after which their addresses are handed out again.",
+            unit: Unit::Pages,
+            shape: Shape::Lines { fill_first: false },
+            series: vec![
+                series("kmem", 1, s, |s| s.lazy_pages as f64),
+                series("Linux", 2, s, |s| s.mark.linux_lazy_pages as f64),
+            ],
+        });
+    }
     let orders = s.iter().map(|s| s.free_blocks.len()).max().unwrap_or(0);
     out.push(Chart {
         id: "orders",
@@ -188,6 +202,19 @@ fn caches(r: &Report) -> String {
             pages.map_or("–".into(), grouped),
             grouped(*linux_pages)
         );
+    }
+    out.push_str("</table></section>\n");
+    out
+}
+
+fn areas_card(r: &Report) -> String {
+    let Some(a) = &r.vmalloc else { return String::new() };
+    let mut out = String::from(
+        "<section class=\"card\"><h2>Addresses of vmalloc</h2><table><tr><th></th><th>kmem</th><th>Linux</th></tr>",
+    );
+    for (name, here, there) in area_rows(a) {
+        let show = |n: Option<u64>| n.map_or("–".into(), grouped);
+        let _ = write!(out, "<tr><td>{name}</td><td>{}</td><td>{}</td></tr>", show(here), show(there));
     }
     out.push_str("</table></section>\n");
     out

@@ -2,7 +2,7 @@
 
 use crate::proc::Snapshots;
 use crate::program::{Level, LinuxFigures};
-use crate::replay::{IntegrityCounts, Order, Outcome, Peak, SameRequests, Sample, Times};
+use crate::replay::{AreaFigures, IntegrityCounts, Order, Outcome, Peak, SameRequests, Sample, Times};
 use crate::target::{MachineShape, ZoneFree};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -113,6 +113,8 @@ pub struct Report {
     pub end: Peak,
     /// Linux's side.
     pub linux: LinuxSide,
+    /// Ranges of addresses for vmalloc, here and in Linux; absent if the trace has none.
+    pub vmalloc: Option<AreaFigures>,
     /// The second machine: which requests `slab_pages` are for; absent if they are for all.
     pub same_requests: Option<SameRequests>,
     /// Speed.
@@ -177,6 +179,7 @@ impl Report {
             peak: outcome.peak,
             end: outcome.end,
             linux: LinuxSide { figures, slabinfo_pages_end: proc.slab_pages() },
+            vmalloc: outcome.areas,
             same_requests: outcome.same,
             time: Timing {
                 wall_s,
@@ -240,4 +243,22 @@ fn rows(
         .collect();
     rows.sort_by_key(|row| std::cmp::Reverse(row.pages.unwrap_or(0).max(row.linux_pages)));
     rows
+}
+
+/// The figures of areas side by side: what, here, in Linux.
+pub(super) fn area_rows(a: &AreaFigures) -> [(&'static str, Option<u64>, Option<u64>); 11] {
+    let (end, linux) = (&a.end, &a.linux);
+    [
+        ("areas, peak", Some(a.areas_peak), Some(linux.areas_peak)),
+        ("areas, end", Some(a.areas_end), Some(linux.areas_end)),
+        ("pages with guard pages, peak", Some(a.pages_peak), Some(linux.pages_peak)),
+        ("pages with guard pages, end", Some(a.pages_end), Some(linux.pages_end)),
+        ("freed lazily, pages, peak", Some(a.lazy_pages_peak), Some(linux.lazy_pages_peak)),
+        ("freed lazily, pages, end", Some(end.lazy_pages), Some(linux.lazy_pages_end)),
+        ("a purge is due above", Some(end.lazy_limit), Some(linux.lazy_limit)),
+        ("purges", Some(end.purges), Some(linux.purges + linux.empty_purges)),
+        ("purges that found something", Some(end.flushes), Some(linux.purges)),
+        ("areas purged", None, Some(linux.purged_areas)),
+        ("ranges reused from a pool", Some(end.pool_hits), None),
+    ]
 }

@@ -1,7 +1,7 @@
 //! A replay's outcome as tables of text.
 
 use super::number::{bytes, grouped, percent, ratio};
-use super::summary::Report;
+use super::summary::{Report, area_rows};
 use crate::program::Level;
 use crate::replay::Order;
 use crate::target::ZoneFree;
@@ -17,6 +17,7 @@ pub fn terminal(r: &Report) -> String {
     let mut out = String::new();
     header(&mut out, r);
     out.push_str(&comparison(r));
+    areas(&mut out, r);
     caches(&mut out, r);
     buddyinfo(&mut out, r);
     events(&mut out, r);
@@ -121,6 +122,16 @@ fn comparison(r: &Report) -> String {
     }
     out.push_str("\n\n");
     out
+}
+
+fn areas(out: &mut String, r: &Report) {
+    let Some(a) = &r.vmalloc else { return };
+    let mut t = table(&["vmalloc's addresses", "kmem", "Linux"]);
+    for (name, here, there) in area_rows(a) {
+        t.add_row([name.to_owned(), here.map_or("–".into(), grouped), there.map_or("–".into(), grouped)]);
+    }
+    out.push_str(&text(t));
+    out.push('\n');
 }
 
 fn caches(out: &mut String, r: &Report) {

@@ -6,6 +6,8 @@ use super::{FieldFault, Fields};
 const MAX_ORDER: u64 = 30;
 /// Frames beyond this are no machine's: 4 PiB.
 const MAX_PFN: u64 = 1 << 40;
+/// Areas beyond this are no window's: 128 TiB.
+const MAX_AREA: u64 = 1 << 47;
 /// Objects of a cache are no larger than this.
 const MAX_OBJECT: u64 = 4 << 20;
 
@@ -60,6 +62,12 @@ pub enum Event<'a> {
     SlabFree { pfn: u64, order: u8 },
     /// `migrate_dst`: compaction took `dst` from the free lists; frame 0 means there was none.
     MigrateDst { dst: u64, order: u8 },
+    /// `alloc_vmap_area`: addresses, `size` bytes with the guard page.
+    AreaAlloc { start: u64, size: u64, align: u64, failed: bool },
+    /// `free_vmap_area_noflush`: unmapped, to be flushed later; so many pages wait for that.
+    AreaFree { start: u64, lazy_pages: u64, lazy_limit: u64 },
+    /// `purge_vmap_area_lazy`: so many areas were flushed and can be handed out again.
+    AreaPurge { purged: u64 },
     /// `tracing_mark_write`.
     Mark { text: &'a [u8] },
     /// An event of the kernel that a replay has no use for.
@@ -71,7 +79,7 @@ pub enum Event<'a> {
 /// Events that are known and have no counterpart to replay on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Known {
-    /// Virtual areas, contiguous areas, compressed objects: requests to allocators that stand beside this one.
+    /// Contiguous areas, compressed objects: requests to allocators that stand beside this one.
     OtherAllocator,
     /// Reclaim, compaction, migration, out of memory: what the kernel did, not what was asked of it.
     Activity,
@@ -149,10 +157,19 @@ impl<'a> Event<'a> {
             b"migrate_dst" => Self::MigrateDst { dst: pfn(f, "dst")?, order: order(f)? },
             b"mm_page_alloc_extfrag" => Self::PageAllocExtfrag,
             b"tracing_mark_write" | b"print" => Self::Mark { text: text.trim_ascii() },
-            b"alloc_vmap_area"
-            | b"free_vmap_area_noflush"
-            | b"purge_vmap_area_lazy"
-            | b"cma_alloc_start"
+            b"alloc_vmap_area" => Self::AreaAlloc {
+                start: f.dec_after_colon("va_start")?,
+                size: f.dec("size", MAX_AREA)?,
+                align: f.dec("align", MAX_AREA)?,
+                failed: f.dec("failed", u64::MAX)? != 0,
+            },
+            b"free_vmap_area_noflush" => Self::AreaFree {
+                start: f.hex("va_start")?,
+                lazy_pages: f.dec("nr_lazy", MAX_PFN)?,
+                lazy_limit: f.dec("nr_lazy_max", MAX_PFN)?,
+            },
+            b"purge_vmap_area_lazy" => Self::AreaPurge { purged: f.dec("num_purged", u64::from(u32::MAX))? },
+            b"cma_alloc_start"
             | b"cma_alloc_finish"
             | b"cma_alloc_busy_retry"
             | b"cma_release"
@@ -216,6 +233,22 @@ mod tests {
         assert_eq!(Event::parse(b"mm_page_free", b"page=1 pfn=0x1 order=64"), Err(FieldFault::Value("order")));
         assert_eq!(Event::parse(b"mm_page_free", b"page=1 pfn=0x10000000000 order=0"), Err(FieldFault::Value("pfn")));
         assert_eq!(Event::parse(b"kmalloc", b"call_site=a ptr=xyz"), Err(FieldFault::Value("ptr")));
+        let area = b"va_start: -1 size=8192 align=1 vstart=0x0 vend=0x1 failed=0";
+        assert_eq!(Event::parse(b"alloc_vmap_area", area), Err(FieldFault::Value("va_start")));
+        assert_eq!(Event::parse(b"alloc_vmap_area", b"va_start=0x1"), Err(FieldFault::Missing("va_start")));
+    }
+
+    #[test]
+    fn areas_are_read_though_one_address_is_decimal() {
+        let area = b"va_start: 18446683600570044416 size=8192 align=4096 vstart=0xffffc90000000000 vend=0x1 failed=0";
+        let start = 0xffff_c900_0000_5000;
+        let alloc = Event::AreaAlloc { start, size: 8192, align: 4096, failed: false };
+        assert_eq!(Event::parse(b"alloc_vmap_area", area), Ok(alloc));
+        let free = b"va_start=0xffffc90000005000 nr_lazy=10 nr_lazy_max=8192";
+        let lazy = Event::AreaFree { start, lazy_pages: 10, lazy_limit: 8192 };
+        assert_eq!(Event::parse(b"free_vmap_area_noflush", free), Ok(lazy));
+        let purge = b"start=0xffffffffffffffff end=0x0 num_purged=0";
+        assert_eq!(Event::parse(b"purge_vmap_area_lazy", purge), Ok(Event::AreaPurge { purged: 0 }));
     }
 
     #[test]

@@ -76,6 +76,18 @@ impl<'a> Fields<'a> {
         parse_dec(self.get(key)?).filter(|&n| n <= max).ok_or(FieldFault::Value(key))
     }
 
+    /// The decimal number behind `key: `, as one of the kernel's events prints an address.
+    ///
+    /// # Errors
+    /// [`FieldFault`] if it is missing or no such number.
+    pub fn dec_after_colon(&mut self, key: &'static str) -> Result<u64, FieldFault> {
+        let mut words = self.text.split(|&b| b == b' ').filter(|word| !word.is_empty());
+        let found = words.any(|word| word.strip_suffix(b":") == Some(key.as_bytes()));
+        let value = words.next().filter(|_| found).ok_or(FieldFault::Missing(key))?;
+        // Above 2^63, so longer than the numbers of other fields.
+        std::str::from_utf8(value).ok().and_then(|text| text.parse().ok()).ok_or(FieldFault::Value(key))
+    }
+
     /// The signed decimal number `key`.
     ///
     /// # Errors
