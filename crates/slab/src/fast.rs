@@ -110,12 +110,12 @@ impl<E: SlabEnv> Slabs<E> {
     #[inline(always)]
     #[track_caller]
     pub fn alloc_sized(&self, cache: &KmemCache, gfp: Gfp, requested: usize) -> Result<NonNull<u8>, AllocError> {
-        if !gfp.contains(Gfp::ZERO)
-            && let Some(object) = pop(Pinned::quick(self.env.cpu()), cache)
-        {
-            return Ok(object);
-        }
-        self.alloc_slow(cache, gfp, requested, Location::caller())
+        let popped = if gfp.contains(Gfp::ZERO) { None } else { pop(Pinned::quick(self.env.cpu()), cache) };
+        // The pointer of either way, not the `Result`: that would go through memory on both.
+        Ok(match popped {
+            Some(object) => object,
+            None => self.alloc_slow(cache, gfp, requested, Location::caller())?,
+        })
     }
 
     /// Allocates an object on `node`: strictly with [`Gfp::THISNODE`], otherwise as a preference. `None` is
