@@ -24,6 +24,7 @@ pub mod group;
 mod group_reclaim;
 #[forbid(unsafe_code)]
 mod kswapd;
+pub mod lru;
 #[forbid(unsafe_code)]
 mod node;
 #[forbid(unsafe_code)]
