@@ -1,33 +1,39 @@
-//! F01..F03, F06: what may be freed with what.
+//! F01..F06: what may be freed with what.
 
 use core::ptr;
 use core::ptr::NonNull;
 
-use kmem::{CacheArgs, FreeError, Gfp, KfreeError, ObjectError, Order, Pfn, RcuHead};
+use kmem::{
+    CacheArgs, FreeError, Gfp, KfreeError, KvfreeError, ObjectError, Order, Pfn, Prot, RcuHead, VfreeError, VmFlags,
+};
 use kmem_tests::{Kmem, machine};
 
 const KERNEL: Gfp = Gfp::KERNEL;
 
 #[test]
-fn f01_kfree_takes_what_kmalloc_gave() {
+fn f01_kfree_and_kvfree_take_what_kmalloc_gave() {
     let kmem = machine().kmem();
     for size in [0, 1, 8, 100, 8192, 8193, 1 << 20] {
-        let block = kmem.kmalloc(size, KERNEL).unwrap();
-        // SAFETY: ours, freed once.
-        assert_eq!(unsafe { kmem.kfree(block.as_ptr()) }, Ok(()));
+        let [block, other] = [(); 2].map(|()| kmem.kmalloc(size, KERNEL).unwrap());
+        // SAFETY: ours, freed once each.
+        unsafe {
+            assert_eq!(kmem.kfree(block.as_ptr()), Ok(()));
+            assert_eq!(kmem.kvfree(other.as_ptr()), Ok(()));
+        }
     }
 }
 
 #[test]
-fn f02_objects_of_caches_go_back_by_kmem_cache_free_or_kfree() {
+fn f02_objects_of_caches_go_back_by_kmem_cache_free_kfree_or_kvfree() {
     let kmem = machine().kmem();
     let cache = kmem.kmem_cache_create("f02", 72, &CacheArgs::default()).unwrap();
     for _ in 0..200 {
-        let [one, other] = [(); 2].map(|()| kmem.kmem_cache_alloc(cache, KERNEL).unwrap());
+        let [one, other, third] = [(); 3].map(|()| kmem.kmem_cache_alloc(cache, KERNEL).unwrap());
         // SAFETY: ours, freed once each.
         unsafe {
             kmem.kmem_cache_free(cache, one).unwrap();
             kmem.kfree(other.as_ptr()).unwrap();
+            kmem.kvfree(third.as_ptr()).unwrap();
         }
     }
     // SAFETY: nobody uses it any more; and nothing is left in it.
@@ -67,15 +73,24 @@ fn f03_bulk_and_rcu_forms_take_the_same() {
             kmem.kfree_rcu(node.as_ptr().cast(), head).unwrap();
         }
         kmem.kfree_rcu(large.as_ptr(), large.cast()).unwrap();
+        // The same for what kvmalloc gave, from either.
+        let nodes = [64, 6 << 20].map(|bytes| kmem.kvmalloc(bytes, KERNEL).unwrap().cast::<Node>());
+        for node in nodes {
+            node.write(Node { value: 77, rcu: RcuHead::new() });
+            kmem::kvfree_rcu!(kmem, node, Node, rcu).unwrap();
+            assert_eq!((&raw const (*node.as_ptr()).value).read(), 77, "still there for this reader");
+        }
         for (value, node) in (0..).zip(&readable) {
             assert_eq!((&raw const (*node.as_ptr()).value).read(), value, "still there for this reader");
         }
         drop(reading);
         kmem.kfree_rcu_mightsleep(kmem.kmalloc(50, KERNEL).unwrap().as_ptr()).unwrap();
-        kmem.kfree_rcu_barrier();
+        kmem.kvfree_rcu_mightsleep(kmem.kvmalloc(5 << 20, KERNEL).unwrap().as_ptr()).unwrap();
+        kmem.kvfree_rcu_barrier();
         kmem.kmem_cache_destroy(cache).unwrap();
     }
     assert_eq!(kmem.kmalloc_layer().large_pages(), 0, "the barrier waits for large blocks too");
+    assert_eq!(kmem.vmallocinfo().to_string().matches(" vmalloc").count(), 0, "and for areas");
 }
 
 /// Frees an address that must be refused.
@@ -132,6 +147,28 @@ fn f06_every_other_pairing_is_a_caught_error_and_null_is_nothing() {
         kmem.free_pages(pages, two).unwrap();
         assert!(matches!(kmem.free_pages(pages, two), Err(FreeError::AlreadyFree(_))));
         assert_eq!(kmem.free_pages(Pfn(1 << 40), two), Err(FreeError::Foreign(Pfn(1 << 40))));
+    }
+    // vmalloc memory by kfree, what kmalloc and the page allocator gave by vfree, and what is nobody's or free already by
+    // kvfree.
+    let area = kmem.vmalloc(3 * 4096).unwrap();
+    let mapping = kmem.alloc_page(KERNEL).unwrap();
+    // SAFETY: the page is ours and stays it; refused, which is what is tested, but for those that are right.
+    unsafe {
+        let mapped = kmem.vmap(&[mapping], VmFlags::empty(), Prot::KERNEL).unwrap();
+        assert!(matches!(refused(kmem, area.as_ptr()), KfreeError::NotMemory { .. }));
+        assert_eq!(kmem.vfree(block.as_ptr()), Err(VfreeError::Foreign(block.addr().get())));
+        assert_eq!(kmem.vfree(address.as_ptr()), Err(VfreeError::Foreign(address.addr().get())));
+        assert!(matches!(kmem.vunmap(area.as_ptr()), Err(VfreeError::WrongKind { .. })));
+        assert!(matches!(kmem.vfree(area.as_ptr().add(8)), Err(VfreeError::Misaligned(_))));
+        let error = kmem.kvfree(address.as_ptr()).unwrap_err();
+        assert!(matches!(error, KvfreeError::Kmalloc(KfreeError::NotAllocated { .. })), "{error}");
+        kmem.vunmap(mapped.as_ptr()).unwrap();
+        kmem.free_page(mapping).unwrap();
+        kmem.kvfree(area.as_ptr()).unwrap();
+        assert_eq!(kmem.kvfree(area.as_ptr()), Err(VfreeError::AlreadyFree(area.addr().get()).into()));
+        assert_eq!(kmem.kvfree(ptr::null_mut()), Ok(()));
+        assert_eq!(kmem.vfree(ptr::null_mut()), Ok(()));
+        kmem.kvfree(block.as_ptr()).unwrap();
     }
     // Everything still works, and what was refused is still there to be freed properly.
     // SAFETY: ours, freed once.

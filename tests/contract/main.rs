@@ -5,3 +5,4 @@ mod flags;
 mod freeing;
 mod kmalloc;
 mod pressure;
+mod virtually;

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! KmemCell ── phase: empty ─▶ busy ─▶ ready
-//!          └─ Kmem { platform ◀─ pages ◀─ vmalloc, slabs ◀─ kmalloc }      each part borrows those to its left, for good
+//!          └─ Kmem { platform ◀─ pages ◀─ vmalloc, slabs ◀─ kmalloc ◀─ kvmalloc }      each part borrows those to its left, for good
 //! ```
 //!
 //! The parts borrow one another, so they are written in place, left to right, and never move. A cell is `const`-made:
@@ -15,12 +15,13 @@ use core::ptr::NonNull;
 
 use kmem_buddy::{MapError, MemoryMap};
 use kmem_kmalloc::Kmalloc;
+use kmem_kvmalloc::Kvmalloc;
 use kmem_slab::Slabs;
 use kmem_sync::atomic::{AtomicU32, Ordering};
 use kmem_sync::{UnsafeCell, const_fn};
 use kmem_vmalloc::Vmalloc;
 
-use crate::{InitError, Kmem, ObjectSide, PageSide, PageSource, Platform, VirtualSide};
+use crate::{EitherSide, InitError, Kmem, ObjectSide, PageSide, PageSource, Platform, VirtualSide};
 
 const EMPTY: u32 = 0;
 const BUSY: u32 = 1;
@@ -85,8 +86,9 @@ impl<P: Platform> KmemCell<P> {
     ///    exists, and is not in the map's unreserved frames.
     /// 2. The frames of the map that are not reserved exist and are used by nobody else.
     /// 3. The platform's [`frames`](Platform::frames) cover every such frame below the HIGHMEM zone.
-    /// 4. The addresses of the platform's [`vmalloc_window`](Platform::vmalloc_window) are used by nobody else for as long
-    ///    as the machine exists.
+    /// 4. The addresses of the platform's [`vmalloc_window`](Platform::vmalloc_window), if it has one, are used by nobody
+    ///    else for as long as the machine exists, and are not those of its frames; whoever uses the machine can access what
+    ///    its [`space`](Platform::space) maps there.
     pub unsafe fn init(
         &'static self,
         platform: P,
@@ -151,6 +153,8 @@ unsafe fn fill<P: Platform>(
         slabs.init()?;
 
         (&raw mut (*place).kmalloc).write(Kmalloc::new(slabs, platform.kmalloc_config())?);
+        let either = EitherSide::new(platform, &(*place).kmalloc, &(*place).vmalloc);
+        (&raw mut (*place).kvmalloc).write(Kvmalloc::new(either));
         core::mem::forget((undo_slabs, undo_vmalloc, undo_pages, undo_platform));
     }
     Ok(())

@@ -7,21 +7,24 @@ use core::ptr::NonNull;
 
 use kmem_gfp::{AllocError, FrameTable, FreeError, Gfp, NodeId, Order, PageAllocator, Pages, Pfn};
 use kmem_kmalloc::Kmalloc;
+use kmem_kvmalloc::Kvmalloc;
 use kmem_slab::Slabs;
 use kmem_vmalloc::Vmalloc;
 
-use crate::{ObjectSide, PageSource, Platform, VirtualSide};
+use crate::{EitherSide, ObjectSide, PageSource, Platform, VirtualSide};
 
 /// The allocators of one machine. Made by [`KmemCell::init`](crate::KmemCell::init).
 ///
-/// The names that C kernels know are methods: those for pages are here, those for
-/// [kmalloc](Self#kmalloc) and for [caches](Self#caches) further down. The layers themselves are [`pages`](Self::pages),
-/// [`slabs`](Self::slabs) and [`kmalloc_layer`](Self::kmalloc_layer).
+/// The names that C kernels know are methods: those for pages are here, those for [kmalloc](Self#kmalloc), for
+/// [caches](Self#caches), for [vmalloc](Self#vmalloc) and for [kvmalloc](Self#kvmalloc) further down. The layers themselves
+/// are [`pages`](Self::pages), [`slabs`](Self::slabs), [`kmalloc_layer`](Self::kmalloc_layer),
+/// [`vmalloc_layer`](Self::vmalloc_layer) and [`kvmalloc_layer`](Self::kvmalloc_layer).
 #[repr(C)]
 pub struct Kmem<P: Platform> {
     pub(crate) kmalloc: Kmalloc<'static, ObjectSide<P>>,
-    pub(crate) vmalloc: Vmalloc<VirtualSide<P>>,
     pub(crate) slabs: Slabs<ObjectSide<P>>,
+    pub(crate) vmalloc: Vmalloc<VirtualSide<P>>,
+    pub(crate) kvmalloc: Kvmalloc<EitherSide<P>>,
     pub(crate) pages: PageSource<P>,
     pub(crate) platform: P,
 }
@@ -56,12 +59,6 @@ impl<P: Platform> Kmem<P> {
     #[inline(always)]
     pub fn kmalloc_layer(&'static self) -> &'static Kmalloc<'static, ObjectSide<P>> {
         &self.kmalloc
-    }
-
-    /// vmalloc.
-    #[inline(always)]
-    pub fn vmalloc_layer(&self) -> &Vmalloc<VirtualSide<P>> {
-        &self.vmalloc
     }
 }
 

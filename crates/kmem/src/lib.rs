@@ -2,8 +2,9 @@
 //!
 //! - [`Platform`]: what a machine supplies;
 //! - [`KmemCell`] and [`Kmem`]: where the allocators live, and the familiar names in one place;
-//! - [`KmemGlobal`], [`GfpAlloc`]: the machine for Rust's collections;
-//! - the layers, re-exported: [`gfp`], [`buddy`], [`slab`], [`kmalloc`](mod@kmalloc), [`vmalloc`](mod@vmalloc), [`sync`].
+//! - [`KmemGlobal`], [`GfpAlloc`], [`KvAlloc`]: the machine for Rust's collections;
+//! - the layers, re-exported: [`gfp`], [`buddy`], [`slab`], [`kmalloc`](mod@kmalloc), [`vmalloc`](mod@vmalloc),
+//!   [`kvmalloc`](mod@kvmalloc), [`sync`].
 #![doc = include_str!("../README.md")]
 #![no_std]
 
@@ -13,18 +14,21 @@ mod error;
 mod global;
 mod handle;
 mod kmem;
+mod kvmalloc_names;
 mod many;
 mod names;
 mod platform;
 mod scopes;
 mod views;
 mod virtual_side;
+mod vmalloc_names;
 
 pub use cell::KmemCell;
 pub use error::InitError;
 pub use global::KmemGlobal;
-pub use handle::GfpAlloc;
+pub use handle::{GfpAlloc, KvAlloc};
 pub use kmem::Kmem;
+pub use kvmalloc_names::EitherSide;
 pub use platform::{ObjectSide, PageSide, Platform};
 pub use views::SlabInfo;
 pub use virtual_side::{NoAddressSpace, VirtualSide};
@@ -38,12 +42,15 @@ pub use kmem_gfp::{
 };
 pub use kmem_kmalloc as kmalloc;
 pub use kmem_kmalloc::{KBox, KMALLOC_MAX_SIZE, KMALLOC_MINALIGN, KfreeError, KreallocError, ZERO_SIZE_PTR, kfree_rcu};
+pub use kmem_kvmalloc as kvmalloc;
+pub use kmem_kvmalloc::{KvBlock, KvfreeError, KvmallocError, KvreallocError, kvfree_rcu};
 pub use kmem_slab as slab;
 pub use kmem_slab::{
     Cache, CacheArgs, CacheBox, CreateError, DestroyError, KmemCache, ObjectError, RcuHead, SlabFlags,
 };
 pub use kmem_sync as sync;
 pub use kmem_vmalloc as vmalloc;
+pub use kmem_vmalloc::{Prot, VfreeError, VmArea, VmFlags, VmRequest, VmallocError};
 
 /// The page allocator of a machine.
 pub type PageSource<P> = kmem_buddy::Buddy<PageSide<P>>;
