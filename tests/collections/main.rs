@@ -1,4 +1,4 @@
-//! Collections on kmalloc memory, with fallible growth, through both versions of allocator-api2.
+//! Collections on kmalloc and kvmalloc memory, with fallible growth, through both versions of allocator-api2.
 
 use kmem::Gfp;
 use kmem_tests::machine;
@@ -43,6 +43,78 @@ macro_rules! collections {
                 assert!(numbers.iter().copied().eq(0..10));
                 drop(numbers);
                 assert_eq!(kmem.kmalloc_layer().large_pages(), 0);
+            }
+
+            #[test]
+            fn a_vec_grows_from_kmalloc_into_vmalloc_and_is_freed_by_kvfree() {
+                let kmem = machine().kmem();
+                let mut numbers = Vec::new_in(kmem.kv_alloc(Gfp::KERNEL));
+                let in_area = |numbers: &Vec<u32, _>| kmem.is_vmalloc_addr(numbers.as_ptr().cast());
+                let mut moved_at = None;
+                for n in 0..3_000_000_u32 {
+                    numbers.try_reserve(1).unwrap();
+                    numbers.push(n);
+                    if moved_at.is_none() && in_area(&numbers) {
+                        moved_at = Some(n);
+                    }
+                }
+                assert_eq!(moved_at, Some(1 << 20), "at 4 MiB kmalloc has given what it has");
+                assert!(numbers.iter().copied().eq(0..3_000_000));
+                // More than the machine has is an error, and the vector is as it was.
+                assert!(numbers.try_reserve(256 << 20).is_err());
+                numbers.truncate(10);
+                numbers.shrink_to_fit();
+                assert!(numbers.iter().copied().eq(0..10));
+                assert!(in_area(&numbers), "never back");
+                numbers.clear();
+                numbers.shrink_to_fit();
+                assert_eq!((kmem.vmalloc_stats().used_bytes, kmem.kmalloc_layer().large_pages()), (0, 0));
+                numbers.try_reserve(10).unwrap();
+                assert!(!in_area(&numbers));
+            }
+
+            #[test]
+            fn kvmalloc_memory_is_aligned_and_zeroed_as_asked() {
+                use core::alloc::Layout;
+                use core::ptr::NonNull;
+                use $api::alloc::Allocator;
+
+                let kmem = machine().kmem();
+                let alloc = kmem.kv_alloc(Gfp::KERNEL);
+                let layout = |size, align| Layout::from_size_align(size, align).unwrap();
+                let steps = [
+                    layout(24, 8),
+                    layout(40, 64),
+                    layout(5000, 64),
+                    layout(5000, 4096),
+                    layout(20_000, 16384),
+                    layout(5 << 20, 16384),
+                    layout(5 << 20, 1 << 20),
+                    layout(7 << 20, 1 << 20),
+                ];
+                // SAFETY: what each call gives replaces what the one before gave; all of it is written before it is read.
+                unsafe {
+                    let mut memory: NonNull<u8> = alloc.allocate_zeroed(steps[0]).unwrap().cast();
+                    for pair in steps.windows(2) {
+                        memory.write_bytes(0xa5, pair[0].size());
+                        memory = alloc.grow_zeroed(memory, pair[0], pair[1]).unwrap().cast();
+                        assert!(memory.addr().get().is_multiple_of(pair[1].align()), "{:?}", pair[1]);
+                        let bytes = NonNull::slice_from_raw_parts(memory, pair[1].size()).as_ref().to_vec();
+                        let (old, new) = bytes.split_at(pair[0].size());
+                        assert!(old.iter().all(|byte| *byte == 0xa5) && new.iter().all(|byte| *byte == 0));
+                    }
+                    for pair in steps.windows(2).rev() {
+                        memory = alloc.shrink(memory, pair[1], pair[0]).unwrap().cast();
+                        assert!(memory.addr().get().is_multiple_of(pair[0].align()), "{:?}", pair[0]);
+                        assert_eq!(memory.read(), 0xa5);
+                    }
+                    alloc.deallocate(memory, steps[0]);
+                }
+                let nothing = alloc.allocate(layout(0, 256)).unwrap().cast::<u8>();
+                assert_eq!(nothing.addr().get() % 256, 0);
+                // SAFETY: given for that layout.
+                unsafe { alloc.deallocate(nothing, layout(0, 256)) };
+                assert_eq!((kmem.vmalloc_stats().used_bytes, kmem.kmalloc_layer().large_pages()), (0, 0));
             }
 
             #[test]
