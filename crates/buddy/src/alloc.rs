@@ -39,6 +39,21 @@ pub(crate) struct Request {
 }
 
 impl Request {
+    /// The request that a reclaimer was told of.
+    pub(crate) fn of_reclaim(request: &ReclaimRequest, task: TaskFlags) -> Self {
+        Self {
+            gfp: request.gfp,
+            order: request.order,
+            ceiling: request.ceiling,
+            migratetype: request.migratetype,
+            node: request.node,
+            this_node: request.this_node_only,
+            task,
+            task_nodes: false,
+            spread_dirty: false,
+        }
+    }
+
     /// What a reclaimer is told.
     pub(crate) fn for_reclaim(&self) -> ReclaimRequest {
         ReclaimRequest {

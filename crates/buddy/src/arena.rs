@@ -7,6 +7,7 @@
 //!                                  lists[i]    which per-CPU page set its frames go to
 //!                                  owned[i]    a line: handed out to a caller (only with `check_free`)
 //! hints ──▶ pageblocks by type and largest free order
+//! skips ──▶ pageblocks where compaction found nothing lately
 //! gaps  ──▶ for pageblocks with reserved or missing frames: which
 //! ```
 //!
@@ -25,6 +26,7 @@ use crate::block::Block;
 use crate::hints::Hints;
 use crate::line::{FRAMES_SHIFT, Line, WORDS};
 use crate::record::Record;
+use crate::skips::Skips;
 use crate::table::Table;
 use crate::zone::Zone;
 
@@ -62,6 +64,7 @@ pub(crate) struct Arena {
     pub(crate) counted: Table<AtomicU32>,
     pub(crate) gaps: Table<Gap>,
     pub(crate) hints: Hints,
+    pub(crate) skips: Skips,
     /// The zones' numbers, for counting.
     pub(crate) zones: NonNull<Zone>,
     pub(crate) nr_zones: usize,

@@ -17,6 +17,7 @@ use kmem_sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use kmem_sync::{CpuId, IrqLock};
 
 use crate::arena::{Arena, Gap, Span};
+use crate::compact::Captures;
 use crate::cpu::CpuBlock;
 use crate::hints::Hints;
 use crate::line::{Line, WORDS, largest_in};
@@ -24,6 +25,7 @@ use crate::map::{BlockOf, MapError, MemoryMap, Run, Runs};
 use crate::options::BuddyOptions;
 use crate::pcp::entries_for;
 use crate::record::{MAX_ZONES, Record};
+use crate::skips::Skips;
 use crate::state::{CpuPointer, State, Tunables};
 use crate::table::{Carver, Table};
 use crate::zone::{Segment, Zone};
@@ -188,10 +190,11 @@ pub(crate) fn carve_arena(
         Span { first: run.block.number, len, index }
     });
     let hints = Hints::carve(carver, counts.blocks);
+    let skips = Skips::carve(carver, counts.blocks);
     let arenas = carver.table(1, {
-        let mut parts = Some((spans, free, tails, owned, records, lists, counted, gaps, hints));
+        let mut parts = Some((spans, free, tails, owned, records, lists, counted, gaps, hints, skips));
         move |_| {
-            let (spans, free, tails, owned, records, lists, counted, gaps, hints) = parts.take().unwrap_or((
+            let (spans, free, tails, owned, records, lists, counted, gaps, hints, skips) = parts.take().unwrap_or((
                 Table::empty(),
                 Table::empty(),
                 Table::empty(),
@@ -201,6 +204,7 @@ pub(crate) fn carve_arena(
                 Table::empty(),
                 Table::empty(),
                 Hints::carve(&mut Carver::measuring(), 0),
+                Skips::carve(&mut Carver::measuring(), 0),
             ));
             Arena {
                 spans,
@@ -212,6 +216,7 @@ pub(crate) fn carve_arena(
                 counted,
                 gaps,
                 hints,
+                skips,
                 zones: zones.start(),
                 nr_zones: zones.len(),
                 next: AtomicPtr::new(core::ptr::null_mut()),
@@ -376,6 +381,7 @@ pub(crate) fn carve(
             allowed_mask: AtomicU32::new(u32::MAX),
             last_failure_report: AtomicU64::new(0),
             last_stall_report: AtomicU64::new(0),
+            captures: Captures::new(),
             events: core::array::from_fn(|_| AtomicU64::new(0)),
             config: IrqLock::new(()),
             metadata_bytes: AtomicU64::new(0),

@@ -276,13 +276,19 @@ impl<E: BuddyEnv> Buddy<E> {
         if told.order == Order::ZERO || !possible {
             return (None, CompactOutcome::Skipped);
         }
+        // A block of another order than asked for is not ours to take.
+        let waiting = if told.order == request.order { state.captures.publish(&told) } else { None };
         let outcome =
             self.marked_as_reclaiming(|context, reclaimer| reclaimer.compact(context, &told, attempt.priority));
-        if matches!(outcome, CompactOutcome::Skipped | CompactOutcome::Deferred) {
+        let captured = waiting.and_then(|waiting| state.captures.collect(waiting));
+        if captured.is_none() && matches!(outcome, CompactOutcome::Skipped | CompactOutcome::Deferred) {
             return (None, outcome);
         }
         state.count(Event::CompactStall);
-        let found = self.pass(state, request, attempt.flags);
+        let found = captured.or_else(|| self.pass(state, request, attempt.flags));
+        if let Some(zone) = found.and_then(|pfn| state.block_of(pfn)).and_then(|block| block.zone()) {
+            zone.progress.succeeded(request.order, true);
+        }
         state.count(if found.is_some() { Event::CompactSuccess } else { Event::CompactFail });
         (found, outcome)
     }
@@ -343,11 +349,9 @@ impl<E: BuddyEnv> Buddy<E> {
     /// Whether compaction would have the free pages it needs if what is reclaimable (divided by the order) were free.
     fn reclaim_would_let_compact(&self, state: &State, request: &Request) -> bool {
         let order = u64::from(request.order.get().max(1));
-        let gap = (2u64 << request.order.get()).min(32);
         self.allowed_zones(state, request).any(|zone| {
             let reclaimable = self.env().reclaimer().reclaimable_pages(zone.node, zone.kind) / order;
-            let wanted = zone.watermark(Watermark::Min) + gap + zone.lowmem_reserve(request.ceiling);
-            zone.free_pages().saturating_add(reclaimable) > wanted
+            zone.has_room_to_compact(request.order, Watermark::Min, request.ceiling, reclaimable)
         })
     }
 

@@ -18,6 +18,7 @@ use kmem_sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, 
 
 use crate::arena::Arena;
 use crate::block::Block;
+use crate::compact::Captures;
 use crate::cpu::CpuBlock;
 use crate::pcp::ZoneSet;
 use crate::stats::Event;
@@ -34,6 +35,8 @@ pub(crate) struct Tunables {
     pub(crate) watermark_boost_factor: AtomicU32,
     pub(crate) percpu_pagelist_high_fraction: AtomicU32,
     pub(crate) lowmem_reserve_ratio: [AtomicU32; ZoneKind::COUNT],
+    pub(crate) extfrag_threshold: AtomicU32,
+    pub(crate) compaction_proactiveness: AtomicU32,
 }
 
 impl Tunables {
@@ -45,6 +48,8 @@ impl Tunables {
             watermark_boost_factor: AtomicU32::new(15000),
             percpu_pagelist_high_fraction: AtomicU32::new(0),
             lowmem_reserve_ratio: [256, 256, 32, 0, 0].map(AtomicU32::new),
+            extfrag_threshold: AtomicU32::new(500),
+            compaction_proactiveness: AtomicU32::new(20),
         }
     }
 }
@@ -83,6 +88,8 @@ pub(crate) struct State {
     /// When the last failure and stall were reported, in milliseconds plus one.
     pub(crate) last_failure_report: AtomicU64,
     pub(crate) last_stall_report: AtomicU64,
+    /// Requests that wait for the block that compaction makes for them.
+    pub(crate) captures: Captures,
     pub(crate) events: [AtomicU64; Event::COUNT],
     /// Serialises whoever recomputes marks, reserves and sizes, or adds memory.
     pub(crate) config: IrqLock<()>,

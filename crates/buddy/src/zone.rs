@@ -17,6 +17,7 @@ use kmem_sync::atomic::{AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicU64, 
 
 use crate::arena::Arena;
 use crate::block::Block;
+use crate::compact::Progress;
 use crate::cpu::CpuBlock;
 use crate::hints::Hints;
 use crate::pcp::{NEVER, Stack};
@@ -84,6 +85,8 @@ pub struct Zone {
     pub(crate) managed: AtomicU64,
     pub(crate) present: AtomicU64,
     pub(crate) cma_pages: AtomicU64,
+    /// What compactions remember of the zone.
+    pub(crate) progress: Progress,
     /// Pageblocks that are isolated.
     pub(crate) isolated_blocks: AtomicU64,
     pub(crate) span_start: AtomicU64,
@@ -123,6 +126,7 @@ impl Zone {
             managed: zero(),
             present: zero(),
             cma_pages: zero(),
+            progress: Progress::new(),
             isolated_blocks: zero(),
             span_start: AtomicU64::new(u64::MAX),
             span_end: zero(),
@@ -352,7 +356,7 @@ impl Zone {
         types.iter().enumerate().any(|(migratetype, &allowed)| allowed && self.has_block_of(migratetype, order.get()))
     }
 
-    fn has_block_of(&self, migratetype: usize, order: u32) -> bool {
+    pub(crate) fn has_block_of(&self, migratetype: usize, order: u32) -> bool {
         if order > 9 {
             return self.first_filed(Hints::list(migratetype, 9), pairs).is_some();
         }

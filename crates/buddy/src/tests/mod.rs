@@ -5,7 +5,11 @@ mod basic;
 #[cfg(not(loom))]
 mod calls;
 #[cfg(not(loom))]
+mod compaction;
+#[cfg(not(loom))]
 mod contig;
+#[cfg(not(loom))]
+mod daemon;
 #[cfg(not(loom))]
 mod isolation;
 #[cfg(loom)]

@@ -95,6 +95,8 @@ pub(crate) struct Script {
     pub(crate) on_reclaim: Act<usize>,
     pub(crate) on_compact: Act<CompactOutcome>,
     pub(crate) on_oom: Act<OomOutcome>,
+    /// What the last compaction was for.
+    pub(crate) last: Mutex<Option<(ReclaimRequest, CompactPriority)>>,
     pub(crate) can_compact: std::sync::atomic::AtomicBool,
     pub(crate) reclaimable: AtomicU64,
     /// The task's flags while the last reclaim or compaction ran.
@@ -108,6 +110,7 @@ impl Script {
             on_reclaim: Mutex::new(None),
             on_compact: Mutex::new(None),
             on_oom: Mutex::new(None),
+            last: Mutex::new(None),
             can_compact: false.into(),
             reclaimable: AtomicU64::new(0),
             flags_inside: AtomicU32::new(0),
@@ -143,6 +146,7 @@ impl Reclaimer for Script {
         priority: CompactPriority,
     ) -> CompactOutcome {
         self.note(Call::Compact(request.order, priority));
+        *self.last.lock().unwrap() = Some((*request, priority));
         self.flags_inside.store(context.task_flags().bits(), Ordering::Relaxed);
         let act = self.on_compact.lock().unwrap().take();
         let Some(mut act) = act else { return CompactOutcome::Complete };

@@ -14,6 +14,7 @@ mod zoneinfo;
 use kmem_gfp::{MigrateType, NodeId, Order, ZoneKind};
 
 use crate::buddy::Buddy;
+use crate::compact::{extfrag_percent, fragmentation_index};
 use crate::env::BuddyEnv;
 use crate::line::for_each_block;
 use crate::record::Record;
@@ -118,22 +119,12 @@ impl Zone {
     /// near 1000 for fragmentation.
     #[doc(alias = "extfrag_index")]
     pub fn fragmentation_index(&self, order: Order) -> i64 {
-        let counts = self.free_blocks();
-        let mut blocks = 0;
-        let mut pages = 0;
-        for row in &counts {
-            for (k, &nr) in row.iter().enumerate() {
-                if k >= order.index() && nr > 0 {
-                    return -1000;
-                }
-                blocks += nr;
-                pages += nr << k;
-            }
-        }
-        if blocks == 0 {
-            return 0;
-        }
-        1000 - ((1000 + pages * 1000 / order.nr_pages() as u64) / blocks) as i64
+        i64::from(fragmentation_index(order, self.shape(order)))
+    }
+
+    /// How much of what is free is of no use for blocks of an order, in percent.
+    pub fn extfrag_percent(&self, order: Order) -> u32 {
+        extfrag_percent(order, self.shape(order))
     }
 
     /// The share of free pages that lie in blocks too small for an order, in thousandths.
