@@ -62,8 +62,7 @@ impl<E: ReclaimEnv> Reclaim<E> {
             }
             let control = ShrinkControl { gfp, node: told, group, context };
             let mut done = shrink_one(slot, &control, priority);
-            if done.empty && slot.is_memcg_aware() {
-                slot.clear_filled(told, group);
+            if done.empty && slot.clear_filled(told, group) {
                 done = shrink_one(slot, &control, priority);
                 if !done.empty {
                     slot.note_objects(told, group);

@@ -155,7 +155,7 @@ impl<'s> ShrinkerSlot<'s> {
         self.name
     }
 
-    pub(super) fn shrinker(&self) -> &dyn Shrinker {
+    pub(crate) fn shrinker(&self) -> &dyn Shrinker {
         self.shrinker
     }
 
@@ -233,13 +233,14 @@ impl<'s> ShrinkerSlot<'s> {
         self.filled_bit(node, group).is_none_or(|(word, bit)| word.load(Ordering::Relaxed) & bit != 0)
     }
 
-    /// The shrinker has said that it is empty. Look again afterwards: an object added before the bit was cleared is seen then.
-    pub(super) fn clear_filled(&self, node: NodeId, group: GroupId) {
-        if let Some((word, bit)) = self.filled_bit(node, group) {
-            word.fetch_and(!bit, Ordering::AcqRel);
-            // Pairs with the fence in `note_objects`: either that sees the bit cleared, or the second look sees the object.
-            fence(Ordering::SeqCst);
-        }
+    /// The shrinker has said that it is empty. If this returns `true`, look again: an object added before the bit was cleared
+    /// is seen then.
+    pub(super) fn clear_filled(&self, node: NodeId, group: GroupId) -> bool {
+        let Some((word, bit)) = self.filled_bit(node, group) else { return false };
+        word.fetch_and(!bit, Ordering::AcqRel);
+        // Pairs with the fence in `note_objects`: either that sees the bit cleared, or the second look sees the object.
+        fence(Ordering::SeqCst);
+        true
     }
 
     /// A shrinker that tells groups apart has got an object, which is visible to its callbacks already: it must be asked again.
