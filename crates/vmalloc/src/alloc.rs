@@ -114,7 +114,17 @@ impl<E: VmallocEnv> Vmalloc<E> {
         {
             return outcome;
         }
-        self.alloc_in_full(shared, request, gfp, caller, nr_pages)
+        // Written out here and not before, so that the shortest way needs no request in memory.
+        let request = VmRequest {
+            size: request.size,
+            align: request.align,
+            gfp: request.gfp,
+            node: request.node,
+            flags: request.flags,
+            prot: request.prot,
+            range: request.range.clone(),
+        };
+        self.alloc_in_full(shared, &request, gfp, caller, nr_pages)
     }
 
     #[inline(never)]
@@ -193,7 +203,10 @@ impl<E: VmallocEnv> Vmalloc<E> {
         node.count_used(1);
         node.count_pool_hit();
         area.publish_at(page);
-        Some(self.pointer(address))
+        match NonNull::new(core::ptr::with_exposed_provenance_mut(address)) {
+            Some(memory) => Some(Ok(memory)),
+            None => Some(Err(no_pointer())),
+        }
     }
 
     /// Gives a range that was not used back to the pool.
@@ -380,9 +393,9 @@ impl<E: VmallocEnv> Vmalloc<E> {
     }
 
     /// The pointer to hand out for an address.
-    #[inline(always)]
+    #[inline]
     pub(crate) fn pointer(&self, address: usize) -> Result<NonNull<u8>, VmallocError> {
-        NonNull::new(core::ptr::with_exposed_provenance_mut(address)).ok_or(VmallocError::BadRange { start: 0, end: 0 })
+        NonNull::new(core::ptr::with_exposed_provenance_mut(address)).ok_or_else(no_pointer)
     }
 
     /// The area that an address belongs to, whatever its state.
@@ -401,4 +414,11 @@ impl<E: VmallocEnv> Vmalloc<E> {
     pub(crate) fn no_memory(nr_pages: u64, source: AllocError) -> VmallocError {
         VmallocError::NoMemory { nr_pages, source }
     }
+}
+
+/// A window that begins at address zero has an area there that no pointer leads to.
+#[cold]
+#[inline(never)]
+fn no_pointer() -> VmallocError {
+    VmallocError::BadRange { start: 0, end: 0 }
 }

@@ -201,7 +201,8 @@ impl<E: VmallocEnv> Vmalloc<E> {
         if let Some(run) = single {
             // SAFETY: the range is ours; that nobody uses it is the promise of whoever freed it.
             unsafe { self.env.space().unmap(address, PAGE_SIZE) };
-            shared.node(area.node()).count_used(-1);
+            // The sum over all nodes counts, so any of them will do.
+            here.count_used(-1);
             // SAFETY: the area's frame, unmapped above, and used by nobody.
             let freed = unsafe { self.env.pages().free_pages(run.first(), Order::ZERO) };
             self.check_freed(freed);

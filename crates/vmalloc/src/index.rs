@@ -1,7 +1,7 @@
 //! From any address to its area: a radix tree over page numbers that is read without a lock.
 //!
 //! ```text
-//!   root ─▶ [512] ─▶ ... ─▶ [512] ─▶ area         each entry: nothing, a table, or (low bit set) an area
+//!   root ─▶ [512] ─▶ ... ─▶ [512] ─▶ area         each entry: a table, or (low bit set) an area or nothing
 //!              └─▶ area, if it covers all that the entry stands for
 //! ```
 //!
@@ -21,8 +21,10 @@ use crate::meta::Spares;
 
 const BITS: u32 = 9;
 const FAN: usize = 1 << BITS;
-/// Marks an entry that leads to an area.
+/// Marks an entry that leads to an area, or nowhere: one bit tells whether a lookup goes on.
 const AREA: usize = 1;
+/// The entry that leads nowhere.
+const NOWHERE: *mut u8 = core::ptr::without_provenance_mut(AREA);
 
 #[repr(C)]
 struct Table {
@@ -37,8 +39,8 @@ pub(crate) const NODE_SIZE: usize = size_of::<Table>();
 /// # Invariants
 /// 1. `root` is a table whose entries stand for `1 << shift` pages each; a table below an entry of `1 << s` pages has
 ///    entries of `1 << (s - 9)`; entries of one page lead to areas only.
-/// 2. An entry without the area bit that is not null points to a table that lives as long as the index.
-/// 3. An entry with the area bit points to a descriptor that lives as long as the index.
+/// 2. An entry without the area bit points to a table that lives as long as the index.
+/// 3. An entry with the area bit is [`NOWHERE`] or points to a descriptor that lives as long as the index.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Index {
     root: NonNull<Table>,
@@ -73,8 +75,9 @@ impl Index {
             if entry.addr() & AREA != 0 {
                 return area_of(entry);
             }
+            // SAFETY: a table (2).
+            table = unsafe { NonNull::new_unchecked(entry.cast()) };
             // Below entries of one page there are no tables (1): it never wraps.
-            table = NonNull::new(entry.cast())?;
             shift = shift.wrapping_sub(BITS);
         }
     }
@@ -87,14 +90,14 @@ impl Index {
             loop {
                 // SAFETY: a table (1, 2).
                 let entry = unsafe { table.as_ref() }.entries[(page >> shift) as usize % FAN].load(Ordering::Acquire);
-                if entry.addr() & AREA != 0 {
-                    return Some((page, area_of(entry)?));
+                if entry.addr() & AREA == 0 {
+                    // SAFETY: a table (2).
+                    table = unsafe { NonNull::new_unchecked(entry.cast()) };
+                    shift = shift.saturating_sub(BITS);
+                    continue;
                 }
-                match NonNull::new(entry.cast()) {
-                    Some(below) => {
-                        table = below;
-                        shift = shift.saturating_sub(BITS);
-                    }
+                match area_of(entry) {
+                    Some(area) => return Some((page, area)),
                     None => {
                         page = ((page >> shift) + 1) << shift;
                         break;
@@ -118,7 +121,7 @@ impl Index {
 
     /// Makes `lo..hi`, which was set as it is, lead nowhere. Under the lock.
     pub(crate) fn clear(&self, lo: u64, hi: u64) {
-        write(self.root, self.shift, lo, hi, core::ptr::null_mut(), &mut Spares::new());
+        write(self.root, self.shift, lo, hi, NOWHERE, &mut Spares::new());
     }
 
     /// Hands every node to `release`.
@@ -142,7 +145,7 @@ fn new_table(spares: &mut Spares) -> Option<NonNull<Table>> {
         // because a table is as large as a whole stack frame may be.
         unsafe {
             let entry = (&raw mut (*table.as_ptr()).entries).cast::<AtomicPtr<u8>>().add(i);
-            entry.write(AtomicPtr::new(core::ptr::null_mut()));
+            entry.write(AtomicPtr::new(NOWHERE));
         }
     }
     Some(table)

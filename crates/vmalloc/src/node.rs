@@ -123,11 +123,10 @@ struct Pool {
 /// Ranges of one node by their size.
 ///
 /// # Invariants
-/// Pool `i` lists `len` areas of `i + 1` pages whose owner it is; `tail` is the last of them.
+/// Pool `i` lists `len` areas of `i + 1` pages whose owner it is; `tail` is the last of them if there are any.
 #[derive(Debug)]
 pub(crate) struct Pools {
     pools: [Pool; POOL_PAGES],
-    entries: usize,
 }
 
 // SAFETY: owns its areas; nothing is tied to a thread.
@@ -137,7 +136,7 @@ impl Pools {
     const EMPTY: Pool = Pool { head: None, tail: None, len: 0 };
 
     const fn new() -> Self {
-        Self { pools: [Self::EMPTY; POOL_PAGES], entries: 0 }
+        Self { pools: [Self::EMPTY; POOL_PAGES] }
     }
 
     /// Takes a range for one page and its guard.
@@ -147,11 +146,7 @@ impl Pools {
         let first = pool.head?;
         // SAFETY: listed, so it lives and this pool owns it (type invariant).
         pool.head = unsafe { first.as_ref() }.link();
-        if pool.head.is_none() {
-            pool.tail = None;
-        }
         pool.len -= 1;
-        self.entries -= 1;
         // SAFETY: taken off the list above.
         Some(unsafe { Owned::from_list(first) })
     }
@@ -175,11 +170,7 @@ impl Pools {
             return None;
         }
         pool.head = next;
-        if next.is_none() {
-            pool.tail = None;
-        }
         pool.len -= 1;
-        self.entries -= 1;
         // SAFETY: taken off the list above.
         Some(unsafe { Owned::from_list(first) })
     }
@@ -197,16 +188,12 @@ impl Pools {
         }
         pool.head = Some(area);
         pool.len += 1;
-        self.entries += 1;
         Ok(())
     }
 
     /// Takes `1 / divisor` of each pool's entries (rounded down), or all of them if `divisor` is 1.
     pub(crate) fn trim(&mut self, divisor: usize) -> Detached {
         let mut taken = Detached::new();
-        if self.entries == 0 {
-            return taken;
-        }
         for pages in 1..=POOL_PAGES {
             let len = self.pools.get(pages - 1).map_or(0, |pool| pool.len);
             for _ in 0..len / divisor.max(1) {
@@ -220,7 +207,7 @@ impl Pools {
 
     /// How many ranges there are.
     pub(crate) fn entries(&self) -> usize {
-        self.entries
+        self.pools.iter().map(|pool| pool.len).sum()
     }
 }
 
