@@ -59,7 +59,7 @@ pub(super) static BUDDY: Buddy<HeapEnv> = Buddy::new(HeapEnv(()));
 /// The caches of the small classes. Sheaves and barns may hold many of their objects.
 pub(super) static SLABS: Slabs<HeapEnv> = Slabs::with_config(
     HeapEnv(()),
-    SlabConfig { barn_full: 20, barn_empty: 20, merge: false, randomize: false, ..SlabConfig::DEFAULT },
+    SlabConfig { min_objects: 8, barn_full: 20, barn_empty: 20, merge: false, randomize: false, ..SlabConfig::DEFAULT },
 );
 
 /// The caches of the medium classes. Each object is worth pages, so little is held back.

@@ -1,7 +1,7 @@
 //! Growing: the heap starts with a part of its memory, and hands the rest to the page allocator when it is needed.
 //!
 //! ```text
-//! address space   │ first 4 GiB │ 4 GiB │ 8 GiB │ 16 GiB ...      all reserved at the start
+//! address space   │ first 256 MiB │ 256 MiB │ 512 MiB │ 1 GiB ...      all reserved at the start
 //! page allocator    from start    ─▶ when a request has failed
 //! ```
 //!
@@ -18,7 +18,7 @@ use crate::ram::Mapping;
 use crate::thread::relax;
 
 /// What the heap starts with.
-const FIRST_FRAMES: u64 = (4 << 30) / PAGE_SIZE as u64;
+const FIRST_FRAMES: u64 = (256 << 20) / PAGE_SIZE as u64;
 
 /// Frames that the page allocator has been given, from the first on.
 static GIVEN: AtomicU64 = AtomicU64::new(0);

@@ -104,7 +104,8 @@ fn natural_align(size: usize) -> usize {
 fn sheaf_capacity(size: usize) -> u32 {
     match size {
         ..=128 => 132,
-        129..=1024 => 68,
+        129..=256 => 68,
+        257..=1024 => 28,
         _ => 0,
     }
 }
