@@ -1,17 +1,22 @@
 //! A machine that does not come up: memory runs out at every page allocation of its start in turn, and the cell can be used again.
 
 use core::alloc::Layout;
+use core::ops::Range;
 use core::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kmem::gfp::{FlatFrameTable, FrameWords, NoReclaim, PlainContext};
 use kmem::kmalloc::KmallocConfig;
 use kmem::sync::{NoReaders, SingleCpu};
+use kmem::vmalloc::MapError as VmapError;
 use kmem::{
-    Gfp, InitError, KmemCell, MapError, MemoryMap, NoAddressSpace, Order, PAGE_SIZE, Pfn, PfnRange, Platform, Region,
+    Gfp, InitError, Kmem, KmemCell, KvmallocError, MapError, MemoryMap, NoAddressSpace, Order, PAGE_SIZE, Pfn,
+    PfnRange, Platform, Region, VmallocError,
 };
 
 const PAGES: u64 = 2048;
+/// Addresses that no program has.
+const WINDOW: Range<usize> = 0xffff_a000_0000_0000..0xffff_a000_4000_0000;
 
 static CALLS: AtomicUsize = AtomicUsize::new(0);
 static FAIL_AT: AtomicUsize = AtomicUsize::new(usize::MAX);
@@ -48,12 +53,27 @@ impl Platform for Shaky {
     fn space(&self) -> &NoAddressSpace {
         &NoAddressSpace
     }
+    fn vmalloc_window(&self) -> Option<Range<usize>> {
+        Some(WINDOW)
+    }
     fn kmalloc_config(&self) -> KmallocConfig {
         KmallocConfig { cgroup: true, partitions: true, ..KmallocConfig::default() }
     }
     fn inject_failure(&self, _gfp: Gfp, _order: Order) -> bool {
         CALLS.fetch_add(1, Ordering::Relaxed) >= FAIL_AT.load(Ordering::Relaxed)
     }
+}
+
+/// There are addresses, but no page tables: every form fails by naming that, and no page is lost.
+fn nothing_can_be_mapped(kmem: &'static Kmem<Shaky>) {
+    let used = || kmem.vmalloc_stats().used_bytes;
+    let refused = kmem.vmalloc(10_000).unwrap_err();
+    let source = VmapError::Refused { address: WINDOW.start };
+    assert_eq!(refused, VmallocError::NotMapped { nr_pages: 3, source });
+    let neither = kmem.kvmalloc(5 << 20, Gfp::KERNEL | Gfp::NOWARN).unwrap_err();
+    assert!(matches!(neither, KvmallocError::Neither { vmalloc: VmallocError::NotMapped { .. }, .. }), "{neither}");
+    assert!(kmem.kvmalloc(2 * PAGE_SIZE, Gfp::KERNEL).is_ok(), "kmalloc has that");
+    assert_eq!((used(), kmem.vmallocinfo().to_string().matches(" vmalloc").count()), (0, 0));
 }
 
 fn books(layout: Layout) -> Option<NonNull<u8>> {
@@ -91,7 +111,7 @@ fn a_start_that_fails_anywhere_can_be_tried_again() {
         match started {
             Err(error) => {
                 failures += 1;
-                assert!(matches!(error, InitError::Alloc(_) | InitError::Create(_)), "{error}");
+                assert!(matches!(error, InitError::Alloc(_) | InitError::Create(_) | InitError::Window(_)), "{error}");
                 assert!(cell.get().is_none());
                 // Whatever the caches had taken was given back, and its words with it.
                 assert!(words.iter().all(|words| words.owner.load(Ordering::Relaxed) == 0), "failure {n}");
@@ -104,6 +124,7 @@ fn a_start_that_fails_anywhere_can_be_tried_again() {
             }
             Ok(kmem) => {
                 assert!(kmem.kmalloc(100, Gfp::KERNEL).is_ok());
+                nothing_can_be_mapped(kmem);
                 // SAFETY: refused.
                 let again = unsafe { cell.init(shaky(), &map, books) };
                 assert!(matches!(again, Err(InitError::AlreadyInitialised)));

@@ -5,6 +5,7 @@ mod board;
 mod foreign;
 mod global;
 mod init;
+mod memory_of_either_kind;
 mod threads;
 mod views;
 

@@ -19,6 +19,14 @@ fn views_join_what_the_layers_know() {
     // SAFETY: ours, freed once.
     unsafe { kmem.kfree(large.as_ptr()) }.unwrap();
 
+    let area = kmem.vmalloc(100_000).unwrap();
+    assert_eq!(counter(&kmem.vmstat().to_string(), "nr_vmalloc"), 25);
+    let vmallocinfo = kmem.vmallocinfo().to_string();
+    assert!(vmallocinfo.contains("views.rs:") && vmallocinfo.contains(" pages=25 vmalloc N0=25"), "{vmallocinfo}");
+    // SAFETY: ours, freed once.
+    unsafe { kmem.vfree(area.as_ptr()) }.unwrap();
+    assert_eq!(counter(&kmem.vmstat().to_string(), "nr_vmalloc"), 0);
+
     let buddyinfo = kmem.buddyinfo().to_string();
     assert_eq!(buddyinfo.lines().count(), 4, "a line for each zone");
     assert!(buddyinfo.starts_with("Node 0, zone"), "{buddyinfo}");

@@ -3,7 +3,7 @@
 use core::fmt;
 
 use kmem_buddy::views::{BuddyInfo, Extra, PageTypeInfo, VmStat, ZoneInfo};
-use kmem_gfp::NodeId;
+use kmem_gfp::{NodeId, PAGE_SHIFT};
 
 use crate::{Kmem, Platform};
 
@@ -24,7 +24,7 @@ impl<P: Platform> Kmem<P> {
         self.pages.pagetypeinfo()
     }
 
-    /// `/proc/zoneinfo`: every zone in detail. Slab pages are shown on node 0, for the whole machine.
+    /// `/proc/zoneinfo`: every zone in detail. Pages of slabs and of vmalloc are shown on node 0, for the whole machine.
     #[doc(alias = "/proc/zoneinfo")]
     pub fn zoneinfo(&self) -> ZoneInfo<'_> {
         self.pages.zoneinfo(self)
@@ -56,6 +56,7 @@ impl<P: Platform> Extra for Kmem<P> {
             "nr_slab_unreclaimable" => {
                 self.slabs.stats().unreclaimable_pages.saturating_add(self.kmalloc.large_pages() as u64)
             }
+            "nr_vmalloc" => self.vmalloc.stats().used_bytes >> PAGE_SHIFT,
             _ => 0,
         }
     }

@@ -3,7 +3,7 @@
 use core::panic::Location;
 use core::ptr::NonNull;
 
-use kmem_gfp::{AllocContext, Gfp, NodeId, PAGE_SHIFT, PAGE_SIZE, PageAllocator};
+use kmem_gfp::{AllocContext, ExactPages, Gfp, NodeId, PAGE_SHIFT, PAGE_SIZE, PageAllocator};
 
 use crate::address_space::AddressSpace;
 use crate::area::Owned;
@@ -128,8 +128,12 @@ impl<E: VmallocEnv> Vmalloc<E> {
                 // SAFETY: the area's own pages; the caller of `vrealloc` gives them up.
                 unsafe { self.env.space().unmap(from, len) };
                 self.flush_now(shared, from, len);
-                // SAFETY: the area's own frames, which no CPU reaches any more.
-                body.runs.pop_pages(&self.env, gone, |run| unsafe { self.free_run(run) });
+                // Never as single frames: what is cut off may be a part of a block.
+                body.runs.pop_pages(&self.env, gone, |run| {
+                    // SAFETY: the area's own frames, which no CPU reaches any more.
+                    let freed = unsafe { self.env.pages().free_range(run.range()) };
+                    self.check_freed(freed);
+                });
                 body.mapped = keep;
                 home.count_used(-(gone as i64));
             }
