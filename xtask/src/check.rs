@@ -2,7 +2,7 @@
 
 use crate::steps::{self, Step};
 use crate::workspace::{Workspace, cargo};
-use crate::{deny, say};
+use crate::{boot, deny, say};
 use anyhow::bail;
 use clap::Args;
 use std::path::Path;
@@ -114,6 +114,15 @@ fn checks(workspace: &Workspace, this: &Path, advisories: bool) -> Vec<Step> {
             "run the crate's models alone: cargo xtask loom --crate CRATE",
             vec![own(&["loom"])],
         ),
+        Step {
+            skip: boot::missing(),
+            ..step(
+                "boot",
+                "the kernel of tests/kernel on 1, 2 and 4 CPUs, its tests inside",
+                "boot it alone: cargo xtask boot --cpus N --test NAME",
+                ["1", "2", "4"].map(|cpus| own(&["boot", "--cpus", cpus])).into(),
+            )
+        },
         step(
             "deny",
             "licences, bans and sources of dependencies",

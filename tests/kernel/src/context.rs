@@ -113,17 +113,31 @@ impl Captured {
     }
 }
 
-/// Runs `f` and returns what was reported meanwhile, by anybody.
-pub(crate) fn capture<R>(f: impl FnOnce() -> R) -> (R, alloc::string::String) {
+/// What was reported while something ran.
+pub(crate) struct Reported {
+    bytes: [u8; CAPTURED_BYTES],
+    len: usize,
+}
+
+impl Reported {
+    /// The text; of a line that was cut in the middle of a character, what is whole.
+    pub(crate) fn text(&self) -> &str {
+        let bytes = &self.bytes[..self.len];
+        core::str::from_utf8(bytes)
+            .unwrap_or_else(|error| core::str::from_utf8(&bytes[..error.valid_up_to()]).unwrap_or(""))
+    }
+}
+
+/// Runs `f` and returns what was reported meanwhile, by anybody. Needs no memory: there may be none.
+pub(crate) fn capture<R>(f: impl FnOnce() -> R) -> (R, Reported) {
     CAPTURED.with(|text| text.1 = 0);
     CAPTURED.on.store(true, Ordering::Relaxed);
     let result = f();
     CAPTURED.on.store(false, Ordering::Relaxed);
-    let mut bytes = alloc::vec![0; CAPTURED_BYTES];
-    let len = CAPTURED.with(|text| {
-        bytes[..text.1].copy_from_slice(&text.0[..text.1]);
-        text.1
+    let mut reported = Reported { bytes: [0; CAPTURED_BYTES], len: 0 };
+    CAPTURED.with(|text| {
+        reported.bytes = text.0;
+        reported.len = text.1;
     });
-    bytes.truncate(len.unwrap_or(0));
-    (result, alloc::string::String::from_utf8_lossy(&bytes).into_owned())
+    (result, reported)
 }

@@ -55,6 +55,8 @@ mod late;
 #[cfg(bare_metal)]
 mod memory;
 #[cfg(bare_metal)]
+mod page_list;
+#[cfg(bare_metal)]
 mod page_table;
 #[cfg(bare_metal)]
 mod pci;

@@ -48,6 +48,11 @@ pub(crate) fn fail_page_request(n: u64) {
     FAIL_IN.store(n, Ordering::Relaxed);
 }
 
+/// Whether a failure that was asked for has not come about yet.
+pub(crate) fn page_failure_pending() -> bool {
+    FAIL_IN.load(Ordering::Relaxed) != 0
+}
+
 #[cold]
 fn fails_now() -> bool {
     FAIL_IN.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| n.checked_sub(1)) == Ok(1)

@@ -2,28 +2,28 @@
 //!
 //! Nobody reclaims here by default. A test can lend it pages and say how many each round frees.
 
-use alloc::vec::Vec;
-
 use kmem_gfp::{
-    AllocContext, CompactOutcome, CompactPriority, NodeId, OomOutcome, Order, Pfn, ReclaimRequest, Reclaimer, ZoneKind,
+    AllocContext, CompactOutcome, CompactPriority, NodeId, OomOutcome, Order, ReclaimRequest, Reclaimer, ZoneKind,
 };
 use kmem_sync::SpinLock;
 use kmem_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::cpu::KernelCpu;
+use crate::page_list::PageList;
 use crate::platform::kmem;
 
 /// What a test lets reclaim do.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Script {
-    hoard: Vec<Pfn>,
+    hoard: PageList,
     per_round: usize,
     rounds: usize,
     last_resort: usize,
 }
 
 static PLAYING: AtomicBool = AtomicBool::new(false);
-static SCRIPT: SpinLock<Script> = SpinLock::new(Script { hoard: Vec::new(), per_round: 0, rounds: 0, last_resort: 0 });
+static SCRIPT: SpinLock<Script> =
+    SpinLock::new(Script { hoard: PageList::new(), per_round: 0, rounds: 0, last_resort: 0 });
 static WAKES: AtomicUsize = AtomicUsize::new(0);
 static ROUNDS: AtomicUsize = AtomicUsize::new(0);
 static OOMS: AtomicUsize = AtomicUsize::new(0);
@@ -33,7 +33,7 @@ static OOMS: AtomicUsize = AtomicUsize::new(0);
 pub(crate) struct KernelReclaim;
 
 /// Starts a script: each of `rounds` rounds frees `per_round` pages of `hoard`, the last resort `last_resort` pages.
-pub(crate) fn play(hoard: Vec<Pfn>, rounds: usize, per_round: usize, last_resort: usize) {
+pub(crate) fn play(hoard: PageList, rounds: usize, per_round: usize, last_resort: usize) {
     for counter in [&WAKES, &ROUNDS, &OOMS] {
         counter.store(0, Ordering::Relaxed);
     }
@@ -51,13 +51,13 @@ pub(crate) struct Heard {
     /// How often it came to the last resort.
     pub(crate) ooms: usize,
     /// The pages left.
-    pub(crate) hoard: Vec<Pfn>,
+    pub(crate) hoard: PageList,
 }
 
 /// Ends the script.
 pub(crate) fn stop() -> Heard {
     PLAYING.store(false, Ordering::Relaxed);
-    let hoard = SCRIPT.with(&KernelCpu, |script| core::mem::take(&mut script.hoard));
+    let hoard = SCRIPT.with(&KernelCpu, |script| core::mem::replace(&mut script.hoard, PageList::new()));
     Heard {
         wakes: WAKES.load(Ordering::Relaxed),
         rounds: ROUNDS.load(Ordering::Relaxed),

@@ -210,8 +210,8 @@ pub(crate) extern "C" fn die() -> ! {
     end()
 }
 
-/// Whether the running code is a thread that can be ended where it is: not idle, not pinned, no interrupt, no lock that
-/// keeps interrupts off.
+/// Whether the running code is a thread that can be ended where it is: not idle, not the suite, not pinned, no interrupt,
+/// no lock that keeps interrupts off.
 pub(crate) fn may_die() -> bool {
     if !asm::interrupts_on() || percpu::pins() != 0 || !percpu::flags().in_task() {
         return false;
@@ -219,7 +219,9 @@ pub(crate) fn may_die() -> bool {
     let _pin = Pinned::new(&KernelCpu);
     let this = percpu::this();
     let thread = this.current.load(Ordering::Relaxed);
-    !thread.is_null() && thread != this.idle.load(Ordering::Relaxed)
+    // SAFETY: the running thread lives.
+    let essential = unsafe { thread.as_ref() }.is_none_or(|thread| thread.name == crate::suite::NAME);
+    !essential && thread != this.idle.load(Ordering::Relaxed)
 }
 
 /// Queues a thread that nobody runs, and wakes a CPU for it. Any context but NMI.

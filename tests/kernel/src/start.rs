@@ -68,6 +68,6 @@ unsafe fn bring_up(info: usize) -> Result<(), &'static str> {
         smp::start_timer(u32::try_from(ticks).unwrap_or(u32::MAX));
     }
     smp::start_others(&cpus)?;
-    let _ = thread::spawn("suite", None, suite::main).into_raw();
+    let _ = thread::spawn(suite::NAME, None, suite::main).into_raw();
     Ok(())
 }

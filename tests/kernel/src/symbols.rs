@@ -118,5 +118,4 @@ extern "C" fn rust_eh_personality() {}
 
 /// Named by the prebuilt libraries; nothing unwinds here.
 #[unsafe(no_mangle)]
-#[expect(non_snake_case, reason = "the name that the libraries know")]
 extern "C" fn _Unwind_Resume() {}

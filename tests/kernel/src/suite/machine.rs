@@ -4,7 +4,7 @@ use kmem::{Gfp, Order, ZoneKind};
 use kmem_sync::atomic::{AtomicU64, Ordering};
 use kmem_sync::{CpuId, GracePeriod, Pinned};
 
-use super::tools::{OPTIMISTIC, exhaust, free_all};
+use super::tools::{OPTIMISTIC, exhaust};
 use crate::cpu::KernelCpu;
 use crate::grace::SchedulerGrace;
 use crate::memory::GIVEN;
@@ -24,13 +24,13 @@ fn frames_of_holes_and_reserved_ranges_are_never_handed_out() {
     let given = GIVEN.get().expect("the map");
     let pages = exhaust(Gfp::HIGHUSER_MOVABLE.difference(Gfp::RECLAIM));
     assert!(pages.len() > 1000, "{} pages", pages.len());
-    for &page in &pages {
+    for page in pages.iter() {
         assert!(given.is_free_memory(page), "{page} is not memory");
     }
     let managed = kmem().pages().managed_pages();
     let regions: u64 = given.regions().iter().map(|region| region.range.len()).sum();
     assert!(managed < regions && pages.len() as u64 <= managed);
-    free_all(pages);
+    pages.free();
 }
 
 fn zones_follow_addresses() {

@@ -63,6 +63,9 @@ pub(crate) fn effort() -> usize {
     EFFORT.load(Ordering::Relaxed) as usize
 }
 
+/// What the first thread is called; the machine ends with it.
+pub(crate) const NAME: &str = "suite";
+
 /// The first thread.
 pub(crate) fn main() {
     vm::start_worker();

@@ -1,13 +1,13 @@
 //! What tests share: taking all memory, filling and checking it, and counting what is free.
 
-use alloc::vec::Vec;
 use core::ptr::NonNull;
 
-use kmem::{Gfp, Order, PAGE_SIZE, Pfn};
+use kmem::{Gfp, Order, PAGE_SIZE};
 use kmem_sync::GracePeriod;
 
 use super::random::mix;
 use crate::grace::SchedulerGrace;
+use crate::page_list::PageList;
 use crate::platform::kmem;
 use crate::vm::vmalloc;
 
@@ -15,25 +15,12 @@ use crate::vm::vmalloc;
 pub(crate) const OPTIMISTIC: Gfp = Gfp::KERNEL.difference(Gfp::RECLAIM);
 
 /// Takes single pages with `gfp` until none is left for it.
-///
-/// The list grows before memory runs short: it has room for every page that there is.
-pub(crate) fn exhaust(gfp: Gfp) -> Vec<Pfn> {
-    let mut pages = Vec::with_capacity(kmem().pages().free_page_count() as usize + 4096);
-    while pages.len() < pages.capacity() {
-        match kmem().alloc_pages(gfp | Gfp::NOWARN, Order::ZERO) {
-            Ok(page) => pages.push(page),
-            Err(_) => break,
-        }
+pub(crate) fn exhaust(gfp: Gfp) -> PageList {
+    let mut pages = PageList::new();
+    while let Ok(page) = kmem().alloc_pages(gfp | Gfp::NOWARN, Order::ZERO) {
+        pages.push(page);
     }
     pages
-}
-
-/// Gives single pages back that the caller took.
-pub(crate) fn free_all(pages: Vec<Pfn>) {
-    for page in pages {
-        // SAFETY: the test's own, not used any more.
-        unsafe { kmem().free_pages(page, Order::ZERO) }.expect("the page is ours");
-    }
 }
 
 /// Fills memory with a pattern that depends on `tag` and the place.
