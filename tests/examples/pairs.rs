@@ -55,6 +55,32 @@ pairs! {
         // SAFETY: as above.
         unsafe { kfree(kmem, block)? };
     }
+    kvmalloc(kmem, cache) {
+        let block = black_box(kmem.kvmalloc(64, KERNEL).ok()?);
+        // SAFETY: as above.
+        unsafe { kmem.kvfree(block.as_ptr()) }.ok()?;
+    }
+    kvmalloc_size(kmem, cache) {
+        let block = black_box(kmem.kvmalloc(black_box(64), KERNEL).ok()?);
+        // SAFETY: as above.
+        unsafe { kmem.kvfree(block.as_ptr()) }.ok()?;
+    }
+    large_weak(kmem, cache) {
+        // With the flags that kvmalloc asks with.
+        let block = black_box(kmem.kmalloc(black_box(16384), kmem::kvmalloc::object_gfp(16384, KERNEL)).ok()?);
+        // SAFETY: as above.
+        unsafe { kfree(kmem, block)? };
+    }
+    large_kvmalloc(kmem, cache) {
+        let block = black_box(kmem.kvmalloc(black_box(16384), KERNEL).ok()?);
+        // SAFETY: as above.
+        unsafe { kmem.kvfree(block.as_ptr()) }.ok()?;
+    }
+    vmalloc(kmem, cache) {
+        let memory = black_box(kmem.vmalloc(4096).ok()?);
+        // SAFETY: as above.
+        unsafe { kmem.vfree(memory.as_ptr()) }.ok()?;
+    }
     cache(kmem, cache) {
         let object = black_box(kmem.kmem_cache_alloc(cache, KERNEL).ok()?);
         // SAFETY: as above.
@@ -91,12 +117,17 @@ fn bulk(kmem: Kmem, cache: &'static KmemCache, count: usize) -> Option<()> {
     Some(())
 }
 
-const ALL: [(&str, Pairs); 8] = [
+const ALL: [(&str, Pairs); 13] = [
     ("kmalloc", kmalloc),
     ("kmalloc-size", kmalloc_size),
     ("kzalloc", kzalloc),
     ("krealloc", krealloc),
     ("large", large),
+    ("kvmalloc", kvmalloc),
+    ("kvmalloc-size", kvmalloc_size),
+    ("large-weak", large_weak),
+    ("large-kvmalloc", large_kvmalloc),
+    ("vmalloc", vmalloc),
     ("cache", cache),
     ("page", page),
     ("bulk", bulk),
