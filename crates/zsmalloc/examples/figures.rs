@@ -6,7 +6,7 @@
 //! ```
 //! Phases: `pair`, `batch`, `read`, `fill`, `free`, `free-moving`, `compact`, `scale` (two threads against one, by the clock).
 
-use std::cell::{RefCell, UnsafeCell};
+use std::cell::{Cell, RefCell, UnsafeCell};
 use std::hint::black_box;
 use std::ptr::NonNull;
 use std::time::Instant;
@@ -17,17 +17,22 @@ use kmem_gfp::{
 use kmem_sync::{Cpu, CpuId, IrqState, SpinLock};
 use kmem_zsmalloc::{Config, Handle, Pool, ZsEnv};
 
-/// CPUs without interrupts: threads.
+/// CPUs without interrupts: threads, each on a CPU of its own.
 struct Threads;
 
-// SAFETY: nothing is ever pinned, and there are no interrupt handlers; the barrier is not used by the pool.
+// SAFETY: `CPU` is another number in each thread, and there are no interrupt handlers. The barrier is never needed: no
+// thread reaches into another one's part while that one runs.
 unsafe impl Cpu for Threads {
+    const REENTRANT: bool = false;
+
     fn nr_cpus(&self) -> u32 {
         2
     }
+    #[inline(always)]
     fn try_pin(&self) -> Option<CpuId> {
-        None
+        CPU.get().map(CpuId)
     }
+    #[inline(always)]
     unsafe fn unpin(&self, _cpu: CpuId) {}
     fn irq_save(&self) -> IrqState {
         IrqState(0)
@@ -37,6 +42,7 @@ unsafe impl Cpu for Threads {
 }
 
 thread_local! {
+    static CPU: Cell<Option<u32>> = const { Cell::new(Some(0)) };
     static NEAR: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -163,6 +169,7 @@ fn scale(threads: usize) -> f64 {
         for id in 0..threads {
             let pool = &pool;
             scope.spawn(move || {
+                CPU.set(Some(id as u32));
                 let page = [id as u8; PAGE_SIZE];
                 let mut live: Vec<Handle> = Vec::new();
                 let mut s = 7 + id as u64;

@@ -56,7 +56,7 @@ impl<E: ZsEnv> Pool<E> {
     fn pin(&self, handle: Handle) -> Result<Found<'_>, AccessError> {
         let entry = self.entry_of(handle)?;
         loop {
-            // Acquire pairs with the release in `finish_store` and in moves.
+            // Acquire pairs with the releases of stores and moves.
             let found = self.find(Entry(entry.load(Ordering::Acquire)), handle)?;
             if !found.zspage.lock().try_pin() {
                 self.env.cpu().relax();
@@ -87,20 +87,14 @@ impl<E: ZsEnv> Pool<E> {
     #[cold]
     #[inline(never)]
     fn reap(&self, found: &Found<'_>) {
-        let index = found.zspage.class().load(Ordering::Relaxed);
-        let Some(class) = u8::try_from(index).ok().and_then(|index| self.class(index)) else { return };
         let mut released = Released::new();
-        let result = self.locked(class, |mut locked| {
-            if found.zspage.class().load(Ordering::Relaxed) != index {
-                // Whoever ended that zspage found nothing pending.
-                return Ok(());
-            }
-            locked.reap(found.place.zspage(), &mut released)
-        });
-        if let Err(damage) = result {
+        let number = found.place.zspage();
+        // Whoever ended a zspage found nothing pending.
+        let result = self.with_owner(found.zspage.header(), |mut locked| locked.reap(number, &mut released));
+        if let Some(Err(damage)) = result {
             self.report_damage(damage);
         }
-        self.release(&mut released, class);
+        self.release(&mut released);
     }
 
     #[inline(always)]
@@ -168,8 +162,6 @@ impl<E: ZsEnv> Pool<E> {
     #[doc(alias = "zs_obj_write")]
     pub fn write(&self, handle: Handle, data: &[u8]) -> Result<(), AccessError> {
         let entry = self.entry_of(handle)?;
-        // Readers spin while the zspage is ours, so this CPU must not be taken away.
-        let _irqs_off = IrqGuard::new(self.env.cpu());
         loop {
             let found = self.find(Entry(entry.load(Ordering::Acquire)), handle)?;
             let old = found.place.len();
@@ -179,7 +171,10 @@ impl<E: ZsEnv> Pool<E> {
             {
                 return Err(AccessError::WrongClass { len: data.len(), old });
             }
+            // Readers spin while the zspage is ours, so this CPU must not be taken away.
+            let irqs_off = IrqGuard::new(self.env.cpu());
             if !found.zspage.lock().try_exclusive() {
+                drop(irqs_off);
                 if found.zspage.lock().has_readers() {
                     return Err(AccessError::Busy);
                 }
@@ -191,7 +186,9 @@ impl<E: ZsEnv> Pool<E> {
             } else {
                 None
             };
-            if found.zspage.lock().end_exclusive() {
+            let is_pending = found.zspage.lock().end_exclusive();
+            drop(irqs_off);
+            if is_pending {
                 self.reap(&found);
             }
             if let Some(result) = result {
@@ -228,9 +225,10 @@ impl<E: ZsEnv> Pool<E> {
         let place = found.place;
         let new = place.moved(len, place.slot(), place.zspage());
         self.locked(found.class, |class| {
-            // Only a free can have come in between.
+            // A free may have come in between.
             if entry.compare_exchange(place.0, new.0, Ordering::Release, Ordering::Relaxed).is_ok() {
-                class.state.bytes = class.state.bytes + len as u64 - place.len() as u64;
+                // Sums over a class's states are what counts.
+                class.counts.bytes.add(len as i64 - place.len() as i64);
                 if self.verify {
                     // SAFETY: verifying pools set records up with lengths.
                     if let Some(slot) = unsafe { found.zspage.lens() }.get(place.slot()) {
@@ -239,75 +237,6 @@ impl<E: ZsEnv> Pool<E> {
                 }
             }
         });
-    }
-
-    /// Frees an object. Its memory can be used again at once, or when the last reader of its zspage leaves.
-    ///
-    /// Constant time, incremental compaction included. Contexts: any but interrupt handlers and NMI; never sleeps.
-    ///
-    /// # Errors
-    /// [`AccessError`]: `Foreign`, `Stale`, `Corrupt`.
-    #[doc(alias = "zs_free")]
-    #[inline]
-    pub fn free(&self, handle: Handle) -> Result<(), AccessError> {
-        let entry = self.entry_of(handle)?;
-        let place = Entry(entry.load(Ordering::Acquire));
-        if !place.fits(handle) {
-            return Err(AccessError::Stale(handle));
-        }
-        if self.verify {
-            return self.free_slow(handle, entry);
-        }
-        // SAFETY: an entry's length has twelve bits and counts from one.
-        let class = unsafe { self.class_of_length(place.len()) };
-        let mut released = Released::new();
-        let done = class.lock.with(self.env.cpu(), |state| {
-            // Entries of live objects change under this lock, or by `write`.
-            entry.load(Ordering::Relaxed) == place.0
-                && self.free_quick(class, state, place, handle.index(), entry, &mut released)
-        });
-        if released.is_used() {
-            return self.free_rest(&mut released, class);
-        }
-        if done { Ok(()) } else { self.free_slow(handle, entry) }
-    }
-
-    /// Gives back what a free left.
-    #[cold]
-    #[inline(never)]
-    fn free_rest(&self, released: &mut Released, class: &Class) -> Result<(), AccessError> {
-        self.release(released, class);
-        released.take_damage().map_or(Ok(()), |damage| Err(AccessError::Corrupt(damage)))
-    }
-
-    /// Frees an object that has moved meanwhile, or one of a verifying pool.
-    #[cold]
-    #[inline(never)]
-    fn free_slow(&self, handle: Handle, entry: &AtomicU64) -> Result<(), AccessError> {
-        loop {
-            let mut released = Released::new();
-            let place = Entry(entry.load(Ordering::Acquire));
-            if !place.fits(handle) {
-                return Err(AccessError::Stale(handle));
-            }
-            // SAFETY: an entry's length has twelve bits and counts from one.
-            let class = unsafe { self.class_of_length(place.len()) };
-            let done = self.locked(class, |mut class| {
-                if entry.load(Ordering::Relaxed) != place.0 {
-                    return Ok(false);
-                }
-                if class.pool.verify {
-                    class.pool.verify_place(place, handle.index(), class.class)?;
-                }
-                class.free(place, handle.index(), entry, &mut released).map(|()| true)
-            });
-            self.release(&mut released, class);
-            match done {
-                Ok(true) => return Ok(()),
-                Ok(false) => {}
-                Err(damage) => return Err(AccessError::Corrupt(damage)),
-            }
-        }
     }
 }
 

@@ -43,7 +43,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     /// Whether the class has more holes than a free leaves alone.
     #[inline(always)]
     fn is_sparse(&self) -> bool {
-        self.freeable() * 100 > self.state.frames * u64::from(self.pool.config.slack_percent)
+        self.freeable() * 100 > self.nr_frames() * u64::from(self.pool.config.slack_percent)
     }
 
     /// The moves of one free.
@@ -91,8 +91,13 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         let (from, to) = (self.zspage(source)?, self.zspage(destination)?);
         let moved = self.move_run(source, from, destination, to, limit, released)?;
         if moved == 0 {
-            // A reader, an object just being stored, or one whose last reader has not left.
+            // A reader is inside, or all objects are dead already. The destination may have been given frames for them.
             self.drop_source()?;
+            for frame in 0..to.shape().frames() {
+                if to.frame(frame).is_backed() && to.frame(frame).live() == 0 {
+                    self.unback(&to, frame, released);
+                }
+            }
             return Ok(Step::Done);
         }
         Ok(Step::Moved(moved))
@@ -110,11 +115,11 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         released: &mut Released,
     ) -> Result<usize, Corruption> {
         let mut slot = usize::from(self.state.source_end).min(from.shape().slots());
-        let (mut moved, mut frames) = (0, self.state.frames);
+        let (mut moved, mut frames) = (0, self.nr_frames());
         if !from.lock().try_exclusive() {
             return Ok(0);
         }
-        let mut result = Ok(());
+        let mut result = Ok(true);
         while moved < limit && slot > 0 {
             // SAFETY: below the number of slots.
             if unsafe { from.slot(slot - 1) }.owner.load(Ordering::Acquire) >= FIRST_SPECIAL {
@@ -122,15 +127,15 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
                 continue;
             }
             let Some(hole) = self.edit(&to, Inner::take_first) else { break };
-            // SAFETY: both slots exist, the object is alive in the one, the other has just been taken.
+            // SAFETY: both slots exist, the other has just been taken.
             result = unsafe { self.move_object(source, (from, slot - 1), destination, (to, hole), released) };
-            if result.is_err() {
-                break;
-            }
             slot -= 1;
-            moved += 1;
-            if self.state.frames != frames {
-                frames = self.state.frames;
+            match result {
+                Ok(has_moved) => moved += usize::from(has_moved),
+                Err(_) => break,
+            }
+            if self.nr_frames() != frames {
+                frames = self.nr_frames();
                 if self.freeable() == 0 {
                     break;
                 }
@@ -155,8 +160,6 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         }
         for frame in first..=last {
             if let Some(pfn) = released.pop_frame() {
-                // `back` counts it again.
-                self.pool.count_frames(self.class, -1);
                 match self.pool.env.frames().address_of(pfn) {
                     Some(address) => self.back(number, &zspage, frame, pfn, address),
                     None => return Ok(Err(0)),
@@ -176,18 +179,18 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
             return Ok(Step::Done);
         }
         let _ = self.edit(&zspage, Inner::take_first);
-        // SAFETY: both slots exist, the object is alive in the one, the other has just been taken.
+        // SAFETY: both slots exist, the other has just been taken.
         let result = unsafe { self.move_object(number, (zspage, slot), number, (zspage, hole), released) };
         let _ = zspage.lock().end_exclusive();
-        result?;
+        let has_moved = result?;
         self.settle(number, &zspage, released)?;
-        Ok(Step::Moved(1))
+        Ok(if has_moved { Step::Moved(1) } else { Step::Done })
     }
 
-    /// Moves an object to a slot that was taken for it.
+    /// Moves an object to a slot that was taken for it. `false`: the object is dead, so the slot has been given back.
     ///
     /// # Safety
-    /// Both slots exist, the source's lock word is exclusively ours, and the object is alive there.
+    /// Both slots exist, the source's lock word is exclusively ours, and an entry names the slot there.
     #[inline(always)]
     unsafe fn move_object(
         &mut self,
@@ -196,20 +199,28 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         destination: u32,
         (to, hole): (Zspage<'p>, usize),
         released: &mut Released,
-    ) -> Result<(), Corruption> {
+    ) -> Result<bool, Corruption> {
         // SAFETY: they exist (the caller's promise).
         let (old_slot, new_slot) = unsafe { (from.slot(slot), to.slot(hole)) };
         let index = old_slot.owner.load(Ordering::Relaxed);
         let entry = self.pool.entry(index).ok_or(self.damage(source, "slot owner"))?;
         let place = Entry(entry.load(Ordering::Relaxed));
+        if !place.is_live() {
+            self.give_hole_back(&to, hole);
+            return Ok(false);
+        }
         let len = place.len();
         old_slot.token.with(|_| {
             // SAFETY: nobody is inside the source, the object is alive there; the hole is ours; both have their frames, are
             // of one size, and differ.
             new_slot.token.with_mut(|_| unsafe { to.runs_of(hole, len).copy_from(&from.runs_of(slot, len)) });
         });
-        // Release pairs with the acquire of readers' loads.
-        entry.store(place.moved(len, hole, destination).0, Ordering::Release);
+        // Release pairs with the acquire of readers' loads. Another CPU may free the object meanwhile.
+        let moved = place.moved(len, hole, destination);
+        if entry.compare_exchange(place.0, moved.0, Ordering::Release, Ordering::Relaxed).is_err() {
+            self.give_hole_back(&to, hole);
+            return Ok(false);
+        }
         if self.pool.verify {
             // SAFETY: verifying pools set records up with lengths.
             if let Some(shadow) = unsafe { to.lens() }.get(hole) {
@@ -217,13 +228,22 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
             }
         }
         new_slot.owner.store(index, Ordering::Relaxed);
-        self.state.inuse += 1;
+        self.counts.inuse.add(1);
         // SAFETY: they exist (the caller's promise).
         unsafe {
             to.count_object(hole, 1);
             self.free_slot(&from, slot, released);
         }
-        Ok(())
+        Ok(true)
+    }
+
+    /// Makes a slot usable again that was taken for an object.
+    #[cold]
+    fn give_hole_back(&mut self, zspage: &Zspage<'p>, hole: usize) {
+        self.edit(zspage, |inner| {
+            inner.set_avail(hole);
+            inner.inuse = inner.inuse.wrapping_sub(1);
+        });
     }
 }
 
@@ -240,9 +260,21 @@ impl<E: ZsEnv> Pool<E> {
 
     /// [`compact`](Self::compact) that stops when about `goal` frames have been given back.
     pub fn compact_until(&self, goal: u64) -> u64 {
+        // Acquire and release: what one compaction left, the next finds.
         if self.compacting.swap(true, Ordering::Acquire) {
             return 0;
         }
+        let total = self.compactor.with_mut(|_| {
+            let total = self.compact_classes(goal);
+            self.pages_compacted.add(i64::try_from(total).unwrap_or(i64::MAX));
+            total
+        });
+        self.compacting.swap(false, Ordering::Release);
+        total
+    }
+
+    fn compact_classes(&self, goal: u64) -> u64 {
+        self.settle_frees();
         let mut total = 0;
         for class in self.classes().rev() {
             if total >= goal {
@@ -250,16 +282,22 @@ impl<E: ZsEnv> Pool<E> {
             }
             total += self.compact_class(class, goal - total);
         }
-        self.pages_compacted.fetch_add(total, Ordering::Relaxed);
-        self.compacting.swap(false, Ordering::Release);
         total
     }
 
     fn compact_class(&self, class: &Class, goal: u64) -> u64 {
         let goal = i64::try_from(goal).unwrap_or(i64::MAX);
         let mut gained = 0_i64;
+        if self.totals(class).freeable == 0 {
+            return 0;
+        }
+        for (id, _) in self.parts() {
+            if let Err(damage) = self.gather(id, class, false) {
+                self.report_damage(damage);
+            }
+        }
         // Each object moves at most once or twice; the bound is for states that nobody has thought of.
-        let mut moves_left = 4 * self.locked(class, |class| class.state.inuse) + 16;
+        let mut moves_left = 4 * self.locked(class, |class| class.counts.inuse.get().unsigned_abs()) + 16;
         let mut released = Released::new();
         loop {
             let step = self.locked(class, |mut class| {
@@ -268,9 +306,9 @@ impl<E: ZsEnv> Pool<E> {
                     if class.freeable() == 0 || moves_left == 0 || gained >= goal {
                         return Ok(Step::Done);
                     }
-                    let before = class.state.frames.cast_signed();
+                    let before = class.counts.frames.get();
                     let step = class.step(left, &mut released)?;
-                    gained += before - class.state.frames.cast_signed();
+                    gained += before - class.counts.frames.get();
                     let Step::Moved(nr) = step else { return Ok(step) };
                     left = left.saturating_sub(nr);
                     moves_left = moves_left.saturating_sub(nr as u64);
@@ -278,10 +316,10 @@ impl<E: ZsEnv> Pool<E> {
                 Ok(Step::Moved(MOVES_PER_SECTION))
             });
             // Two frames are kept: they may be needed where all holes are without frames.
-            self.release_but(&mut released, class, if step == Ok(Step::Done) { 0 } else { 2 });
+            self.release_but(&mut released, if step == Ok(Step::Done) { 0 } else { 2 });
             match step {
                 Ok(Step::Moved(_)) => {}
-                Ok(Step::Frames(nr)) if self.borrow_frames(class, &mut released, nr) => {}
+                Ok(Step::Frames(nr)) if self.borrow_frames(&mut released, nr) => {}
                 Ok(_) => break,
                 Err(damage) => {
                     self.report_damage(damage);
@@ -289,7 +327,7 @@ impl<E: ZsEnv> Pool<E> {
                 }
             }
         }
-        self.release_but(&mut released, class, 0);
+        self.release_but(&mut released, 0);
         if let Err(damage) = self.locked(class, |mut class| class.drop_source()) {
             self.report_damage(damage);
         }
@@ -297,18 +335,17 @@ impl<E: ZsEnv> Pool<E> {
     }
 
     /// Allocates the few frames that get a compaction going when it has not freed any itself.
-    fn borrow_frames(&self, class: &Class, released: &mut Released, nr: usize) -> bool {
+    fn borrow_frames(&self, released: &mut Released, nr: usize) -> bool {
         while released.nr_frames() < nr {
             let Ok((pfn, _)) = self.alloc_frame(Gfp::NOWAIT.union(Gfp::MOVABLE)) else { return false };
-            self.count_frames(class, 1);
             released.push_frame(pfn);
         }
         true
     }
 
-    /// How many frames [`compact`](Self::compact) could give back at most. Takes every class's lock in turn.
+    /// How many frames [`compact`](Self::compact) could give back at most: some loads for each class.
     pub fn freeable_pages(&self) -> u64 {
-        self.classes().map(|class| self.locked(class, |class| class.freeable())).sum()
+        self.classes().map(|class| self.totals(class).freeable).sum()
     }
 }
 

@@ -26,7 +26,7 @@ type Pointer = AtomicPtr<u8>;
 
 const FAN_OUT: usize = per_frame(size_of::<Pointer>());
 const SHIFT: u32 = FAN_OUT.trailing_zeros();
-const TOP: usize = 32;
+const TOP: usize = if size_of::<Pointer>() == 8 { 32 } else { 2 };
 
 /// # Invariants
 /// 1. Every index below `len` leads through nodes (frames of [`FAN_OUT`] initialised pointers) to a data frame.

@@ -21,8 +21,9 @@ pub const NR_GROUPS: usize = 12;
 
 /// The most frames in a zspage of any configuration.
 pub(crate) const MAX_FRAMES: usize = Config::MAX_CHAIN as usize;
-/// The shortest distance of classes gives this many lengths rounded up, zero included.
-pub(crate) const NR_BUCKETS: usize = PAGE_SIZE / 16 + 1;
+/// Lengths between whose classes nothing distinguishes: the shortest distance of classes.
+const BUCKET: usize = 16;
+pub(crate) const NR_BUCKETS: usize = PAGE_SIZE / BUCKET;
 
 /// How a class's zspages are cut up.
 ///
@@ -118,9 +119,8 @@ impl Shape {
 pub struct Geometry {
     chain: u8,
     granule_shift: u8,
-    granule_mask: u16,
     nr_classes: u8,
-    /// The class of each length, in granules rounded up.
+    /// The class of the lengths from 16 times the index plus one on, up to the next.
     class_of: [u8; NR_BUCKETS],
 }
 
@@ -130,18 +130,13 @@ impl Geometry {
     pub const fn new(chain: u8, granule: u16) -> Self {
         let granule = if granule < 16 { 16 } else { granule as usize };
         let shift = granule.trailing_zeros();
-        let mut this = Self {
-            chain,
-            granule_shift: shift as u8,
-            granule_mask: granule as u16 - 1,
-            nr_classes: 0,
-            class_of: [0; NR_BUCKETS],
-        };
+        let mut this = Self { chain, granule_shift: shift as u8, nr_classes: 0, class_of: [0; NR_BUCKETS] };
         let mut bucket = 0;
         let mut class = 0;
         let mut before: Option<Shape> = None;
-        while bucket <= PAGE_SIZE >> shift {
-            let shape = Shape::best(bucket << shift, chain);
+        while bucket < NR_BUCKETS {
+            let size = (bucket * BUCKET + 1).next_multiple_of(granule);
+            let shape = Shape::best(size, chain);
             if let Some(before) = before
                 && (before.frames != shape.frames || before.slots != shape.slots)
             {
@@ -166,25 +161,22 @@ impl Geometry {
         self.class_of.get(self.bucket_of(len)).copied().unwrap_or(0)
     }
 
-    /// A length in granules, rounded up.
+    /// Which bucket a length, 1..=4096, belongs to.
     #[inline(always)]
     pub(crate) const fn bucket_of(&self, len: usize) -> usize {
-        (len + self.granule_mask as usize) >> self.granule_shift
+        len.wrapping_sub(1) / BUCKET
     }
 
     /// The shape of a class, and `None` beyond the last. Slow: looks through the sizes.
     pub fn shape(&self, class: usize) -> Option<Shape> {
-        let last = (0..=PAGE_SIZE >> self.granule_shift)
-            .rev()
-            .find(|&bucket| self.class_of.get(bucket).is_some_and(|&other| other as usize == class))?;
-        Some(Shape::best(last << self.granule_shift, self.chain))
+        let last = self.class_of.iter().rposition(|&other| other as usize == class)?;
+        Some(Shape::best(((last + 1) * BUCKET).next_multiple_of(1 << self.granule_shift), self.chain))
     }
 
     /// Objects of at least this many bytes have a frame to themselves.
     #[doc(alias = "zs_huge_class_size")]
     pub fn huge_class_size(&self) -> usize {
         let last = self.nr_classes.saturating_sub(1);
-        let first = self.class_of.iter().take((PAGE_SIZE >> self.granule_shift) + 1).position(|&class| class == last);
-        (first.unwrap_or(1).saturating_sub(1) << self.granule_shift) + 1
+        self.class_of.iter().position(|&class| class == last).unwrap_or(0) * BUCKET + 1
     }
 }

@@ -28,6 +28,7 @@ mod meta;
 mod migrate;
 mod pool;
 mod released;
+mod shard;
 #[forbid(unsafe_code)]
 mod stats;
 mod store;

@@ -8,7 +8,7 @@
 //! A reader may arrive with an old number and count itself on a record that holds another zspage by then; it finds that
 //! out and leaves again. So a count above zero proves nothing, while zero proves that nobody is inside.
 
-use kmem_sync::atomic::{AtomicU32, Ordering};
+use kmem_sync::atomic::{AtomicU32, Ordering, fence_after_rmw};
 
 const EXCLUSIVE: u32 = 1 << 31;
 const PENDING: u32 = 1 << 30;
@@ -31,7 +31,10 @@ impl LockWord {
             return false;
         }
         // Acquire pairs with the releases in `end_exclusive` and `retire`: the entry read next is at least that new.
-        self.0.compare_exchange_weak(word, word + 1, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        let counted = self.0.compare_exchange_weak(word, word + 1, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        // The other half of the handshake in `retire`.
+        fence_after_rmw();
+        counted
     }
 
     /// Ends a [`try_pin`](Self::try_pin). `true` if the caller is the last reader and frees are pending.
@@ -45,7 +48,9 @@ impl LockWord {
     /// Shuts everybody out if nobody is inside and nothing is pending.
     #[inline(always)]
     pub(crate) fn try_exclusive(&self) -> bool {
-        self.0.compare_exchange(0, EXCLUSIVE, Ordering::Acquire, Ordering::Relaxed).is_ok()
+        let got = self.0.compare_exchange(0, EXCLUSIVE, Ordering::Acquire, Ordering::Relaxed).is_ok();
+        fence_after_rmw();
+        got
     }
 
     /// Ends a [`try_exclusive`](Self::try_exclusive). `true` if frees became pending meanwhile.
@@ -62,20 +67,25 @@ impl LockWord {
         word & EXCLUSIVE == 0 && word != 0
     }
 
-    /// Says that an object of the zspage is dead (its entry says so by now). `true`: nobody is inside, and whoever comes
-    /// sees it dead, so its bytes can be used again. `false`: its slot must be kept until the last one inside reaps it.
-    /// The caller holds the class lock.
+    /// Asked after an object's entry has been made dead by a read-modify-write. `true`: nobody is inside, and whoever comes
+    /// sees it dead, so its bytes can be used again. `false`: its slot must be kept until the last one inside reaps it. The
+    /// caller is inside the section of the zspage's owner.
     #[inline(always)]
     pub(crate) fn retire(&self) -> bool {
-        // A compare-and-swap of zero with itself: a reader either counted itself before it, and it fails, or acquires
-        // the dead entry by counting itself after it.
-        if self.0.compare_exchange(0, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
-            return true;
-        }
-        self.retire_slow()
+        self.is_idle() || self.retire_slow()
+    }
+
+    /// The first look of [`retire`](Self::retire).
+    #[inline(always)]
+    pub(crate) fn is_idle(&self) -> bool {
+        // Half of a handshake: a reader counts itself and then looks at the entry again. Each side writes by a
+        // read-modify-write, fences, and looks. Acquire pairs with the release in `unpin`.
+        fence_after_rmw();
+        self.0.load(Ordering::Acquire) == 0
     }
 
     #[cold]
+    #[inline(never)]
     fn retire_slow(&self) -> bool {
         loop {
             let word = self.0.load(Ordering::Relaxed);
@@ -87,7 +97,7 @@ impl LockWord {
         }
     }
 
-    /// Takes the pending mark off if nobody is inside; the caller, under the class lock, then frees what is pending.
+    /// Takes the pending mark off if nobody is inside; the caller, inside the owner's section, then frees what is pending.
     pub(crate) fn begin_reap(&self) -> bool {
         self.0.compare_exchange(PENDING, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }

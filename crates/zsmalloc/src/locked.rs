@@ -1,46 +1,45 @@
-//! A class under its lock: finding slots, freeing them, giving frames and zspages back.
+//! A class's state inside its section: finding slots, filling them, giving frames and zspages back.
 //!
 //! Nothing here allocates or frees memory: what is needed comes in with a [`Stash`], what is no longer needed leaves in a
-//! [`Released`], and both are dealt with outside the lock.
+//! [`Released`], and both are dealt with outside the section.
 
 use core::ptr::NonNull;
 
 use kmem_gfp::Pfn;
-use kmem_sync::atomic::{AtomicU64, Ordering};
+use kmem_sync::LocalCounter;
+use kmem_sync::atomic::Ordering;
 
-use crate::class::{CURRENT, Class, FULL, GROW, SOURCE, State, list_of};
-use crate::handle::Entry;
+use crate::class::{AVAIL_LISTS, CURRENT, Class, Counts, FULL, GROW, GROW_LISTS, Handles, SOURCE, State, list_of};
+use crate::handle::{Entry, Handle};
 use crate::released::{Released, Stash};
-use crate::zspage::{FrameWord, Inner, NO_CLASS, NONE, RESERVED, Zspage, frame_at};
+use crate::shard::ShardId;
+use crate::zspage::{FrameWord, Header, Inner, NONE, Owner, Zspage, frame_at};
 use crate::{Corruption, Pool, ZsEnv};
 
-/// The most objects that one locked section moves.
+/// The most objects that one section moves.
 pub(crate) const MOVES_PER_SECTION: usize = 8;
-/// A slot reserved for an object, with a handle.
-#[derive(Debug)]
-pub(crate) struct Reserved<'p> {
-    pub(crate) zspage: Zspage<'p>,
-    pub(crate) number: u32,
-    pub(crate) slot: usize,
-    pub(crate) index: u32,
-    pub(crate) entry: &'p AtomicU64,
-    pub(crate) free: Entry,
-}
 
-/// What a store still needs.
+/// How far a store got.
 #[derive(Debug)]
-pub(crate) enum Reserve<'p> {
-    Done(Reserved<'p>),
+pub(crate) enum Step {
+    Done(Handle),
+    /// It needs something: free handles, an unused record, so many frames.
     Handles,
     Record,
     Frames(usize),
 }
 
-/// A class whose lock is held.
+/// A class's state, inside its section.
 pub(crate) struct Locked<'p, 's, E: ZsEnv> {
     pub(crate) pool: &'p Pool<E>,
     pub(crate) class: &'p Class,
+    /// Whose state it is.
+    pub(crate) id: ShardId,
+    pub(crate) counts: &'p Counts,
+    /// Where the owner counts its frames of all classes; shared states do it in the pool.
+    pub(crate) total: Option<&'p LocalCounter>,
     pub(crate) state: &'s mut State,
+    pub(crate) handles: &'s mut Handles,
 }
 
 impl<'p, E: ZsEnv> Locked<'p, '_, E> {
@@ -63,14 +62,14 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     /// A copy of a zspage's inner part.
     #[inline(always)]
     pub(crate) fn inner(&self, zspage: &Zspage<'p>) -> Inner {
-        // SAFETY: we hold the class lock, and the closure makes no other call.
+        // SAFETY: inside the section, and the closure makes no other call.
         unsafe { zspage.with_inner(|inner| *inner) }
     }
 
     /// Changes a zspage's inner part.
     #[inline(always)]
     pub(crate) fn edit<R>(&self, zspage: &Zspage<'p>, f: impl FnOnce(&mut Inner) -> R) -> R {
-        // SAFETY: we hold the class lock, and closures given to this make no other call.
+        // SAFETY: inside the section, and closures given to this make no other call.
         let result = unsafe { zspage.with_inner(f) };
         if self.pool.verify {
             self.seal(zspage);
@@ -78,107 +77,106 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         result
     }
 
-    /// Reserves a slot and a handle for an object of `len` bytes, if that takes neither memory nor another zspage, and the
-    /// pool does not verify.
-    #[inline(always)]
-    pub(crate) fn reserve_fast(&mut self, len: usize) -> Option<Reserved<'p>> {
-        // SAFETY: null, or the header of the current zspage, whose record stays as long as the pool.
-        let header = unsafe { self.state.current_header.as_ref() }?;
-        // SAFETY: the current zspage is one of this class.
-        let zspage = unsafe { Zspage::new(header, self.class) };
-        // There is no entry with the index `NONE`.
-        let entry = self.pool.entry(self.state.free_handles)?;
-        // SAFETY: we hold the class lock, and the closure makes no other call.
-        let slot = unsafe { zspage.with_inner(Inner::take_first) }?;
-        // SAFETY: bits of `avail` stand for slots that exist.
-        Some(unsafe { self.reserve_slot(self.state.current, zspage, slot, entry, len) })
-    }
-
-    /// Reserves a slot that has just been taken out of `avail`, and the first free handle.
-    ///
-    /// # Safety
-    /// The slot exists.
-    #[inline(always)]
-    unsafe fn reserve_slot(
-        &mut self,
-        number: u32,
-        zspage: Zspage<'p>,
-        slot: usize,
-        entry: &'p AtomicU64,
-        len: usize,
-    ) -> Reserved<'p> {
-        let index = self.state.free_handles;
-        let free = Entry(entry.load(Ordering::Relaxed));
-        self.state.free_handles = free.next();
-        self.state.nr_free_handles = self.state.nr_free_handles.wrapping_sub(1);
-        self.state.inuse = self.state.inuse.wrapping_add(1);
-        self.state.bytes = self.state.bytes.wrapping_add(len as u64);
-        // SAFETY: the caller's promise.
-        unsafe {
-            zspage.slot(slot).owner.store(RESERVED, Ordering::Relaxed);
-            zspage.count_object(slot, 1);
-        }
-        Reserved { zspage, number, slot, index, entry, free }
-    }
-
-    /// Takes the first slot of the current zspage and a free handle.
-    fn take_slot(&mut self, number: u32, zspage: Zspage<'p>, len: usize) -> Option<Reserved<'p>> {
-        let entry = self.pool.entry(self.state.free_handles)?;
-        let slot = self.edit(&zspage, Inner::take_first)?;
-        // SAFETY: bits of `avail` stand for slots that exist.
-        Some(unsafe { self.reserve_slot(number, zspage, slot, entry, len) })
-    }
-
-    /// Reserves a slot and a handle, taking memory from `stash`, or says what is missing.
-    pub(crate) fn reserve(&mut self, len: usize, stash: &mut Stash) -> Result<Reserve<'p>, Corruption> {
-        if self.state.free_handles == NONE {
-            let Some(chain) = stash.handles.take() else { return Ok(Reserve::Handles) };
-            self.state.free_handles = chain.head;
-            self.state.nr_free_handles = chain.len;
+    /// Stores an object, taking memory from `stash`, or says what is missing.
+    pub(crate) fn store(&mut self, data: &[u8], stash: &mut Stash) -> Result<Step, Corruption> {
+        if self.handles.head == NONE {
+            let Some(chain) = stash.handles.take() else { return Ok(Step::Handles) };
+            *self.handles = Handles { head: chain.head, nr: chain.len };
             // The chain's tail may lead on to handles that are not ours.
             if let Some(entry) = self.pool.entry(chain.tail) {
                 let tail = Entry(entry.load(Ordering::Relaxed));
                 entry.store(self.pool.sealed(tail.chained(NONE)).0, Ordering::Relaxed);
             }
         }
-        if self.pool.verify && self.pool.next_free(self.state.free_handles).is_none() {
+        if self.pool.verify && self.pool.next_free(self.handles.head).is_none() {
             // The damaged chain is left alone; the next store takes another.
-            self.state.free_handles = NONE;
-            self.state.nr_free_handles = 0;
+            *self.handles = Handles::new();
             return Err(self.pool.bad_entry());
         }
-        let Some(number) = self.destination_for_store()? else {
-            let Some(record) = stash.record.take() else { return Ok(Reserve::Record) };
-            let zspage = self.new_zspage(record)?;
-            return self.grow_and_take(record, zspage, len, stash);
+        let (number, zspage) = match self.destination_for_store()? {
+            Some(number) => (number, self.zspage(number)?),
+            None => {
+                let Some(record) = stash.record.take() else { return Ok(Step::Record) };
+                (record, self.new_zspage(record)?)
+            }
         };
-        let zspage = self.zspage(number)?;
-        if self.inner(&zspage).nr_avail == 0 {
-            return self.grow_and_take(number, zspage, len, stash);
+        if !self.inner(&zspage).has_avail()
+            && let Err(missing) = self.grow(number, &zspage, stash)?
+        {
+            return Ok(Step::Frames(missing));
         }
-        self.take_slot(number, zspage, len).map(Reserve::Done).ok_or(self.damage(number, "free slots"))
+        self.put(number, &zspage, data).map(Step::Done)
+    }
+
+    /// Stores an object in the first usable slot of a zspage that has one, under the first free handle.
+    fn put(&mut self, number: u32, zspage: &Zspage<'p>, data: &[u8]) -> Result<Handle, Corruption> {
+        let index = self.handles.head;
+        let entry = self.pool.entry(index).ok_or(self.pool.bad_entry())?;
+        let slot = self.edit(zspage, Inner::take_first).ok_or(self.damage(number, "free slots"))?;
+        let free = Entry(entry.load(Ordering::Relaxed));
+        *self.handles = Handles { head: free.next(), nr: self.handles.nr.wrapping_sub(1) };
+        self.counts.inuse.add(1);
+        self.counts.bytes.add(data.len() as i64);
+        let live = free.live(data.len(), slot, number);
+        // SAFETY: bits of `avail` stand for slots that exist and have their frames; the class is the length's.
+        let place = unsafe {
+            zspage.count_object(slot, 1);
+            let (place, runs) = (zspage.slot(slot), zspage.runs_of(slot, data.len()));
+            place.token.with_mut(|_| runs.write(data));
+            place
+        };
+        if self.pool.verify
+            // SAFETY: verifying pools set records up with lengths.
+            && let Some(len) = unsafe { zspage.lens() }.get(slot)
+        {
+            len.store(data.len() as u16, Ordering::Relaxed);
+        }
+        place.owner.store(index, Ordering::Relaxed);
+        // Release pairs with the acquire of readers' loads.
+        entry.store(live.0, Ordering::Release);
+        Ok(Handle::pack(self.pool.tag, live, index))
+    }
+
+    /// Counts frames that the owner got or gave back.
+    pub(crate) fn count_frames(&self, nr: i64) {
+        self.counts.frames.add(nr);
+        match self.total {
+            Some(total) => total.add(nr),
+            None => self.pool.count_shared_frames(self.class, nr),
+        }
+    }
+
+    pub(crate) fn nr_frames(&self) -> u64 {
+        self.counts.frames.get().unsigned_abs()
     }
 
     pub(crate) fn damage(&self, zspage: u32, what: &'static str) -> Corruption {
         Corruption { zspage, what }
     }
 
-    /// Makes the best zspage for a store the current one: with a slot that can be used at once, the fullest; else one that
-    /// could have another frame, the current one first. `None`: a new zspage is needed.
+    /// Makes the best zspage for a store the current one: with a slot that can be used at once, the fullest, first of the
+    /// owner's and then of the shared ones; else one that could have another frame, the current one first. `None`: a new
+    /// zspage is needed.
     fn destination_for_store(&mut self) -> Result<Option<u32>, Corruption> {
         if let Some(number) = self.destination()? {
             return Ok(Some(number));
         }
         if self.state.source != NONE {
             let zspage = self.zspage(self.state.source)?;
-            if self.inner(&zspage).nr_avail != 0 {
+            if self.inner(&zspage).has_avail() {
                 // All holes are in the zspage that was being emptied: it is a good one, then.
                 let number = core::mem::replace(&mut self.state.source, NONE);
                 self.make_current(number)?;
                 return Ok(Some(number));
             }
         }
-        self.growable()
+        if let Some(number) = self.adopt(false)? {
+            return Ok(Some(number));
+        }
+        if let Some(number) = self.growable()? {
+            return Ok(Some(number));
+        }
+        self.adopt(true)
     }
 
     /// Makes the fullest zspage that could have another frame the current one, unless the current one could.
@@ -189,7 +187,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
                 return Ok(Some(self.state.current));
             }
         }
-        let Some(number) = self.state.fullest_growable() else { return Ok(None) };
+        let Some(number) = self.state.highest(GROW_LISTS) else { return Ok(None) };
         self.unlink(number)?;
         self.make_current(number)?;
         Ok(Some(number))
@@ -199,26 +197,43 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     pub(crate) fn destination(&mut self) -> Result<Option<u32>, Corruption> {
         if self.state.current != NONE {
             let zspage = self.zspage(self.state.current)?;
-            // SAFETY: we hold the class lock, and the closure makes no other call.
-            if unsafe { zspage.with_inner(|inner| inner.nr_avail) } != 0 {
+            // SAFETY: inside the section, and the closure makes no other call.
+            if unsafe { zspage.with_inner(|inner| inner.has_avail()) } {
                 return Ok(Some(self.state.current));
             }
         }
-        let Some(number) = self.state.fullest_avail() else { return Ok(None) };
+        let Some(number) = self.state.highest(AVAIL_LISTS) else { return Ok(None) };
         self.unlink(number)?;
         self.make_current(number)?;
         Ok(Some(number))
     }
 
     /// Makes an unlisted zspage the current one and puts the one before on its list.
-    fn make_current(&mut self, number: u32) -> Result<(), Corruption> {
+    pub(crate) fn make_current(&mut self, number: u32) -> Result<(), Corruption> {
         let zspage = self.view(number)?;
         self.edit(&zspage, |inner| inner.list = CURRENT);
-        self.state.current_header = if self.pool.verify { core::ptr::null() } else { zspage.header() };
         let old = core::mem::replace(&mut self.state.current, number);
+        self.set_current_header(if self.pool.verify { core::ptr::null() } else { zspage.header() });
         if old != NONE {
             let zspage = self.zspage(old)?;
             self.enlist(old, &zspage)?;
+        }
+        Ok(())
+    }
+
+    fn set_current_header(&mut self, header: *const Header) {
+        self.state.current_header = header;
+        let is_quiet = !header.is_null() && self.pool.config.moves_per_free == 0;
+        self.state.quiet = if is_quiet { self.state.current } else { NONE };
+    }
+
+    /// Puts the current zspage back on a list.
+    pub(crate) fn drop_current(&mut self) -> Result<(), Corruption> {
+        let number = core::mem::replace(&mut self.state.current, NONE);
+        if number != NONE {
+            self.set_current_header(core::ptr::null());
+            let zspage = self.zspage(number)?;
+            self.enlist(number, &zspage)?;
         }
         Ok(())
     }
@@ -227,32 +242,26 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         let header = self.pool.header(record).ok_or(self.damage(record, "zspage number"))?;
         // SAFETY: the record is unused and large enough: it came from the class's bucket.
         let zspage = unsafe { Zspage::set_up(header, self.class, self.pool.verify) };
-        zspage.class().store(self.class.index.into(), Ordering::Relaxed);
+        zspage.owner_word().store(Owner::new(self.id, self.class.index).0, Ordering::Relaxed);
         self.edit(&zspage, |inner| *inner = Inner::new(CURRENT));
-        self.state.zspages += 1;
+        self.counts.zspages.add(1);
         self.make_current(record)?;
         Ok(zspage)
     }
 
-    /// Gives the current zspage the frames that its first free slot misses, and takes that slot.
-    fn grow_and_take(
-        &mut self,
-        number: u32,
-        zspage: Zspage<'p>,
-        len: usize,
-        stash: &mut Stash,
-    ) -> Result<Reserve<'p>, Corruption> {
-        let missing = self.missing_frames(number, &zspage)?;
+    /// Gives the current zspage the frames that its first free slot misses, or says how many these are.
+    fn grow(&mut self, number: u32, zspage: &Zspage<'p>, stash: &mut Stash) -> Result<Result<(), usize>, Corruption> {
+        let missing = self.missing_frames(number, zspage)?;
         let nr = usize::from(missing.0 != missing.1) + 1;
         if stash.nr_frames() < nr {
-            return Ok(Reserve::Frames(nr));
+            return Ok(Err(nr));
         }
         for frame in missing.0..=missing.1 {
             if let Some((pfn, address)) = stash.take_frame() {
-                self.back(number, &zspage, frame, pfn, address);
+                self.back(number, zspage, frame, pfn, address);
             }
         }
-        self.take_slot(number, zspage, len).map(Reserve::Done).ok_or(self.damage(number, "free slots"))
+        Ok(Ok(()))
     }
 
     /// The frames, one or two, that must come under a zspage without usable slots to make one usable, first and last.
@@ -269,8 +278,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     pub(crate) fn back(&mut self, number: u32, zspage: &Zspage<'p>, frame: usize, pfn: Pfn, address: NonNull<u8>) {
         self.pool.claim_frame(pfn, u64::from(number) << 8 | frame as u64);
         zspage.set_frame(frame, FrameWord::backed(address));
-        self.state.frames += 1;
-        self.pool.count_frames(self.class, 1);
+        self.count_frames(1);
         let (start, end) = zspage.shape().slots_of(frame);
         // Slots that touch a frame that was missing are free; those at the edges may miss another one.
         let is_first_whole = zspage.is_slot_backed(start);
@@ -289,7 +297,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         }
         self.pool.disclaim_frame(pfn);
         zspage.set_frame(frame, FrameWord(0));
-        self.state.frames -= 1;
+        self.count_frames(-1);
         let (start, end) = zspage.shape().slots_of(frame);
         self.edit(zspage, |inner| inner.clear_range(start, end));
         released.push_frame(pfn);
@@ -332,9 +340,9 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     }
 
     pub(crate) fn retire_record(&mut self, number: u32, zspage: &Zspage<'p>, released: &mut Released) {
-        zspage.class().store(NO_CLASS, Ordering::Relaxed);
-        self.state.zspages -= 1;
-        released.push_record(number);
+        zspage.owner_word().store(Owner::NOBODY.0, Ordering::Relaxed);
+        self.counts.zspages.add(-1);
+        released.push_record(number, self.class.bucket);
     }
 
     /// Puts an unlisted zspage on the list it belongs on.
@@ -395,7 +403,8 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     /// Frames that compaction of the class could give back.
     #[inline(always)]
     pub(crate) fn freeable(&self) -> u64 {
-        self.state.frames.saturating_sub(self.class.shape.frames_for(self.state.inuse))
+        let inuse = self.counts.inuse.get().unsigned_abs();
+        self.nr_frames().saturating_sub(self.class.shape.frames_for(inuse))
     }
 }
 

@@ -8,12 +8,13 @@ use core::ptr::NonNull;
 
 use kmem_gfp::{FrameTable, Gfp, Order, OwnerTag, PAGE_SIZE, PageAllocator, Pfn};
 use kmem_sync::UnsafeCell;
-use kmem_sync::atomic::{AtomicU16, AtomicU64, Ordering};
+use kmem_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crate::directory::per_frame;
 use crate::handle::{Entry, INDEX_BITS};
 use crate::lock_word::LockWord;
-use crate::zspage::{Header, Inner, NO_CLASS, NONE};
+use crate::shard::LOCALS;
+use crate::zspage::{Header, Inner, NONE, Owner};
 use crate::{Corruption, Pool, StoreError, ZsEnv};
 
 /// Entries in a frame.
@@ -66,11 +67,36 @@ pub(crate) struct Meta {
     free_handles: u32,
     nr_free_handles: u32,
     buckets: [Bucket; NR_BUCKETS],
+    /// The frame that CPUs' states are cut from, and how many are left in it.
+    locals: u32,
+    locals_left: u32,
 }
 
 impl Meta {
     pub(crate) const fn new() -> Self {
-        Self { free_handles: NONE, nr_free_handles: 0, buckets: [Bucket { free: NONE, cut: 0, left: 0 }; NR_BUCKETS] }
+        Self {
+            free_handles: NONE,
+            nr_free_handles: 0,
+            buckets: [Bucket { free: NONE, cut: 0, left: 0 }; NR_BUCKETS],
+            locals: 0,
+            locals_left: 0,
+        }
+    }
+
+    /// Cuts memory for a state: the index of its frame, and which one in it.
+    pub(crate) fn cut_local(&mut self) -> Option<(u32, u32)> {
+        self.locals_left = self.locals_left.checked_sub(1)?;
+        Some((self.locals, self.locals_left))
+    }
+
+    pub(crate) fn wants_locals(&self) -> bool {
+        self.locals_left == 0
+    }
+
+    /// Has states cut from a frame.
+    pub(crate) fn set_locals(&mut self, frame: u32) {
+        self.locals = frame;
+        self.locals_left = LOCALS as u32;
     }
 }
 
@@ -213,6 +239,36 @@ impl<E: ZsEnv> Pool<E> {
         Some((zspage, (state & 0xff) as usize, self.header(zspage)?))
     }
 
+    /// Adds a frame that stays as long as the pool, if `wanted` still says so under the lock, and tells `then` its index
+    /// and address.
+    pub(crate) fn keep_frame(
+        &self,
+        gfp: Gfp,
+        wanted: impl Fn(&Meta) -> bool,
+        then: impl Fn(&mut Meta, u32, NonNull<u8>),
+    ) -> Result<(), StoreError> {
+        loop {
+            let nodes = self.kept.nodes_needed().ok_or(StoreError::Full)?;
+            let mut fresh = Fresh::new(self, nodes + 1, gfp)?;
+            let is_done = self.meta.with(self.env.cpu(), |meta| {
+                if !wanted(meta) {
+                    return true;
+                }
+                if self.kept.nodes_needed() != Some(nodes) {
+                    return false;
+                }
+                let Some(frame) = fresh.take(0) else { return false };
+                // SAFETY: the meta lock excludes other calls; the frames are ours from `fresh`.
+                let Some(index) = (unsafe { self.kept.push(frame, || fresh.take(0)) }) else { return false };
+                then(meta, index, frame);
+                true
+            });
+            if is_done {
+                return Ok(());
+            }
+        }
+    }
+
     /// A batch of free handles.
     #[cold]
     pub(crate) fn take_handles(&self, gfp: Gfp) -> Result<Chain, StoreError> {
@@ -319,7 +375,7 @@ impl<E: ZsEnv> Pool<E> {
         for i in 0..nr {
             let header = Header {
                 lock: LockWord::new(),
-                class: AtomicU16::new(NO_CLASS),
+                owner: AtomicU32::new(Owner::NOBODY.0),
                 inner: UnsafeCell::new(Inner::new(0)),
             };
             // SAFETY: inside the frame, which is ours; `UNIT` is aligned for headers and sizes are multiples of it.

@@ -1,18 +1,18 @@
 //! Moving a frame from under a zspage: the pool as the owner of movable frames.
 //!
-//! A frame's words lead to its zspage; whether that is still true is checked under the class lock, where frames come and go.
+//! A frame's words lead to its zspage; whether that is still true is checked in the section of the zspage's owner, where frames
+//! come and go.
 
 use kmem_gfp::{FrameTable, MigrateError, MovableOwner, PAGE_SIZE, Pfn};
 use kmem_sync::atomic::Ordering;
 
-use crate::class::Class;
 use crate::locked::Locked;
 use crate::released::Released;
-use crate::zspage::{FIRST_SPECIAL, FrameWord, RESERVED, Zspage};
+use crate::zspage::{FIRST_SPECIAL, FrameWord, Zspage};
 use crate::{Pool, ZsEnv};
 
 impl<E: ZsEnv> Pool<E> {
-    /// Runs `f` on the zspage over a frame, with its class locked; `None` if the frame does not hold objects of this pool.
+    /// Runs `f` on the zspage over a frame, inside its owner's section; `None` if the frame does not hold objects of this pool.
     fn with_frame<'p, R>(
         &'p self,
         pfn: Pfn,
@@ -20,11 +20,9 @@ impl<E: ZsEnv> Pool<E> {
     ) -> Option<R> {
         let state = self.frame_state(pfn)?;
         let (number, frame, header) = self.header_from_state(state)?;
-        let index = header.class.load(Ordering::Relaxed);
-        let class: &Class = self.class(u8::try_from(index).ok()?)?;
         let mut released = Released::new();
-        let result = self.locked(class, |mut locked| {
-            if header.class.load(Ordering::Relaxed) != index || self.frame_state(pfn) != Some(state) {
+        let result = self.with_owner(header, |mut locked| {
+            if self.frame_state(pfn) != Some(state) {
                 return None;
             }
             let zspage = locked.zspage(number).map_err(|damage| self.report_damage(damage)).ok()?;
@@ -34,8 +32,8 @@ impl<E: ZsEnv> Pool<E> {
             }
             Some(f(&mut locked, number, &zspage, frame, &mut released))
         });
-        self.release(&mut released, class);
-        result
+        self.release(&mut released);
+        result.flatten()
     }
 }
 
@@ -79,9 +77,6 @@ unsafe impl<E: ZsEnv + Sync> MovableOwner for Pool<E> {
             }
             let (start, end) = zspage.shape().slots_of(frame);
             let slots = zspage.slots().get(start..end).unwrap_or(&[]);
-            if slots.iter().any(|slot| slot.owner.load(Ordering::Acquire) == RESERVED) {
-                return Err(MigrateError::Again(source));
-            }
             if !zspage.lock().try_exclusive() {
                 return Err(MigrateError::Again(source));
             }
@@ -91,7 +86,7 @@ unsafe impl<E: ZsEnv + Sync> MovableOwner for Pool<E> {
                 slot.token.with_mut(|_| ());
             }
             let from = core::ptr::with_exposed_provenance::<u8>(word.address());
-            // SAFETY: nobody is inside the zspage and nobody stores to it, so the source does not change; the target is the
+            // SAFETY: nobody is inside the zspage, and stores to it happen in this section, so the source does not change; the target is the
             // caller's and unused. Both are whole frames.
             unsafe { to.as_ptr().copy_from_nonoverlapping(from, PAGE_SIZE) };
             self.claim_frame(target, u64::from(number) << 8 | frame as u64);

@@ -1,33 +1,35 @@
 //! The pool: what it consists of, how it begins and ends.
 //!
 //! ```text
-//! Pool ─▶ classes   one lock each ─▶ zspages by fullness ─▶ records ─▶ frames of objects
+//! Pool ─▶ classes   one lock each ─▶ shared zspages by fullness ─▶ records ─▶ frames of objects
+//!      ─▶ parts     one a CPU     ─▶ its own zspages by class and fullness
 //!      ─▶ handles   directory of frames of entries: handle ─▶ zspage and slot
 //!      ─▶ records   directory of frames of zspage records
 //! ```
-//! **Locks:** a class lock is held for a few loads and stores, or one object's copy by compaction, or one frame's by
-//! migration; the meta lock is a leaf. Neither is held over a call to the page source. A zspage's
-//! [lock word](crate::lock_word) is only ever tried.
+//! **Locks:** a [CPU's section](crate::shard) or a class lock is held for a few loads and stores and the copy of an object,
+//! by compaction of up to eight, by migration of a frame. The order is section, class lock, meta lock; none is held
+//! over a call to the page source. A zspage's [lock word](crate::lock_word) is only ever tried.
 
 use core::ptr::{self, NonNull};
 
 use kmem_gfp::{AllocContext, FrameTable, Gfp, PAGE_SIZE, Pfn};
-use kmem_sync::atomic::{AtomicBool, AtomicU64};
-use kmem_sync::{IrqLock, ShardedCounter};
+use kmem_sync::atomic::{AtomicBool, Ordering};
+use kmem_sync::{IrqLock, LocalCounter, ShardedCounter, UnsafeCell};
 
-use crate::class::{Class, NR_LISTS};
+use crate::class::{Class, Home, NR_LISTS};
 use crate::directory::{Directory, floor_power_of_two};
 use crate::geometry::{Geometry, NR_BUCKETS};
 use crate::handle::tag_of;
 use crate::locked::Locked;
 use crate::meta::Meta;
+use crate::shard::{Parts, ShardId};
 use crate::zspage::{NONE, frame_at};
 use crate::{Config, Corruption, CreateError, DebugFlags, NotEmpty, StoreError, ZsEnv};
 
 /// Classes in a frame.
 const CLASSES: usize = floor_power_of_two(PAGE_SIZE / size_of::<Class>());
 /// Counters of frames.
-const FRAME_COUNTERS: usize = 8;
+pub(crate) const FRAME_COUNTERS: usize = 8;
 /// Frames of classes.
 const CLASS_FRAMES: usize = 256 / CLASSES;
 
@@ -38,14 +40,13 @@ const CLASS_FRAMES: usize = 256 / CLASSES;
 /// # Invariants
 /// 1. The first `geometry.nr_classes()` classes are initialised, in frames that live as long as the pool; `by_length` has one
 ///    for each length.
-/// 2. A live entry names a slot of a zspage of the class that its length belongs to; the slot's owner is the entry's index
-///    (or `RESERVED` until the store is over).
+/// 2. A live entry names a slot of a zspage of the class that its length belongs to; the slot's owner is the entry's index.
 pub struct Pool<E: ZsEnv> {
     pub(crate) env: E,
     pub(crate) config: Config,
     pub(crate) verify: bool,
     pub(crate) geometry: Geometry,
-    /// The class of each length in granules, rounded up; null behind the last.
+    /// The class of each length, see [`Geometry`].
     by_length: [*const Class; NR_BUCKETS],
     class_frames: [*mut Class; CLASS_FRAMES],
     /// The number of the pool's first frame: no two pools share it.
@@ -53,12 +54,18 @@ pub struct Pool<E: ZsEnv> {
     pub(crate) tag: u64,
     pub(crate) handles: Directory,
     pub(crate) records: Directory,
+    /// Frames of CPUs' parts and states.
+    pub(crate) kept: Directory,
+    pub(crate) parts: Parts,
     pub(crate) meta: IrqLock<Meta>,
-    /// Frames of objects, on a cache line for each few classes.
+    /// Frames of shared zspages, on a cache line for each few classes.
     pub(crate) frames: [ShardedCounter; FRAME_COUNTERS],
     pub(crate) meta_frames: ShardedCounter,
     pub(crate) compacting: AtomicBool,
-    pub(crate) pages_compacted: AtomicU64,
+    /// Stands for everything that one compaction at a time does, so that loom sees a second one. Whoever set `compacting`.
+    pub(crate) compactor: UnsafeCell<()>,
+    /// Written by that one.
+    pub(crate) pages_compacted: LocalCounter,
 }
 
 // SAFETY: the class table is reached through shared references to `Class`, which is `Sync` (a lock around plain state);
@@ -100,11 +107,14 @@ impl<E: ZsEnv> Pool<E> {
             tag: tag_of(0),
             handles: Directory::new(),
             records: Directory::new(),
+            kept: Directory::new(),
+            parts: Parts::new(),
             meta: IrqLock::new(Meta::new()),
             frames: core::array::from_fn(|_| ShardedCounter::new(0)),
             meta_frames: ShardedCounter::new(0),
             compacting: AtomicBool::new(false),
-            pages_compacted: AtomicU64::new(0),
+            compactor: UnsafeCell::new(()),
+            pages_compacted: LocalCounter::new(),
         };
         for i in 0..geometry.nr_classes().div_ceil(CLASSES) {
             // On failure `drop` gives back the frames so far.
@@ -130,10 +140,9 @@ impl<E: ZsEnv> Pool<E> {
                 *frame = classes.as_ptr();
             }
         }
-        for bucket in 0..=PAGE_SIZE / config.granule as usize {
-            let class =
-                this.class(geometry.class_of(bucket * config.granule as usize)).map_or(ptr::null(), ptr::from_ref);
-            if let Some(slot) = this.by_length.get_mut(bucket) {
+        for len in 1..=PAGE_SIZE {
+            let class = this.class(geometry.class_of(len)).map_or(ptr::null(), ptr::from_ref);
+            if let Some(slot) = this.by_length.get_mut(geometry.bucket_of(len)) {
                 *slot = class;
             }
         }
@@ -183,21 +192,22 @@ impl<E: ZsEnv> Pool<E> {
         unsafe { &**self.by_length.get_unchecked(self.geometry.bucket_of(len)) }
     }
 
-    /// Counts frames that a class got or gave back.
-    pub(crate) fn count_frames(&self, class: &Class, nr: i64) {
-        if let Some(counter) = self.frames.get(class.index as usize % FRAME_COUNTERS) {
-            counter.add(nr);
-        }
-    }
-
     pub(crate) fn classes(&self) -> impl DoubleEndedIterator<Item = &Class> {
         (0..self.geometry.nr_classes()).filter_map(|index| self.class(index as u8))
     }
 
-    /// Runs `f` with a class's lock held.
-    #[inline(always)]
+    /// Runs `f` on a class's shared state, with the class's lock held.
     pub(crate) fn locked<'p, R>(&'p self, class: &'p Class, f: impl FnOnce(Locked<'p, '_, E>) -> R) -> R {
-        class.lock.with(self.env.cpu(), |state| f(Locked { pool: self, class, state }))
+        class.lock.with(self.env.cpu(), |home| {
+            let Home { state, handles } = home;
+            let locked =
+                Locked { pool: self, class, id: ShardId::HOME, counts: &class.counts, total: None, state, handles };
+            let result = f(locked);
+            if class.hint.load(Ordering::Relaxed) != home.state.nonempty {
+                class.hint.store(home.state.nonempty, Ordering::Relaxed);
+            }
+            result
+        })
     }
 
     /// Damage found where no error can be returned.
@@ -216,9 +226,10 @@ impl<E: ZsEnv> Pool<E> {
         if objects == 0 { Ok(()) } else { Err((self, NotEmpty { objects })) }
     }
 
-    /// How many objects are stored. Takes every class's lock in turn.
+    /// How many objects are stored. Settles [outstanding frees](Self::settle_frees).
     pub fn nr_objects(&self) -> u64 {
-        self.classes().map(|class| self.locked(class, |class| class.state.objects())).sum()
+        self.settle_frees();
+        self.classes().map(|class| self.totals(class).objects).sum()
     }
 
     /// Gives back the frames of a zspage; those that somebody is about to move stay away.
@@ -245,13 +256,20 @@ impl<E: ZsEnv> Pool<E> {
 
 impl<E: ZsEnv> Drop for Pool<E> {
     fn drop(&mut self) {
+        self.settle_frees();
         for class in self.classes() {
-            let (objects, zspages, current, source) = self.locked(class, |class| {
-                (class.state.objects(), class.state.zspages, class.state.current, class.state.source)
-            });
-            if objects != 0 {
+            for (id, _) in self.parts() {
+                if let Err(damage) = self.gather(id, class, true) {
+                    self.report_damage(damage);
+                }
+            }
+            let totals = self.totals(class);
+            let (current, source) = self.locked(class, |class| (class.state.current, class.state.source));
+            if totals.objects != 0 {
                 self.env.context().report(format_args!(
-                    "zsmalloc: pool destroyed with {objects} objects in {zspages} zspages of class {}",
+                    "zsmalloc: pool destroyed with {} objects in {} zspages of class {}",
+                    totals.objects,
+                    totals.zspages,
                     class.shape.size(),
                 ));
             }
@@ -269,6 +287,7 @@ impl<E: ZsEnv> Drop for Pool<E> {
         }
         let mut handles = core::mem::replace(&mut self.handles, Directory::new());
         let mut records = core::mem::replace(&mut self.records, Directory::new());
+        let mut kept = core::mem::replace(&mut self.kept, Directory::new());
         let give = |address: NonNull<u8>| {
             if let Some(pfn) = self.env.frames().frame_of(address.addr().get()) {
                 self.disclaim_frame(pfn);
@@ -279,6 +298,7 @@ impl<E: ZsEnv> Drop for Pool<E> {
         unsafe {
             handles.take_apart(give);
             records.take_apart(give);
+            kept.take_apart(give);
         }
         for &frame in &self.class_frames {
             let Some(frame) = NonNull::new(frame) else { continue };

@@ -1,6 +1,6 @@
-//! What goes into a locked section and what comes out of it: memory.
+//! What goes into a section and what comes out of it: memory.
 //!
-//! Locked sections neither allocate nor free. A store brings a [`Stash`] of what it has been told to bring; frees and moves
+//! Sections neither allocate nor free. A store brings a [`Stash`] of what it has been told to bring; frees and moves
 //! leave a [`Released`] of what is no longer needed.
 
 use core::mem::MaybeUninit;
@@ -16,7 +16,7 @@ use crate::{Corruption, Pool, ZsEnv};
 /// A free empties at most two frames, and so does a move; two more are kept from section to section of a compaction.
 const MAX_RELEASED: usize = 2 + 2 * MOVES_PER_SECTION;
 
-/// What a locked section leaves to be given back. The pool still counts the frames.
+/// What a section leaves to be given back.
 ///
 /// # Invariants
 /// The first `nr_frames` of `frames` and the first `nr_records` of `records` are written.
@@ -26,10 +26,11 @@ pub(crate) struct Released {
     nr_frames: u8,
     nr_records: u8,
     frames: [MaybeUninit<Pfn>; MAX_RELEASED],
-    records: [MaybeUninit<u32>; MAX_RELEASED],
+    /// With their buckets.
+    records: [MaybeUninit<(u32, u8)>; MAX_RELEASED],
     pub(crate) handles: Option<Chain>,
     /// Damage found on the way.
-    pub(crate) damage: Option<Corruption>,
+    damage: Option<Corruption>,
 }
 
 impl Released {
@@ -47,9 +48,9 @@ impl Released {
         }
     }
 
-    #[inline(always)]
-    pub(crate) fn is_used(&self) -> bool {
-        self.is_used
+    pub(crate) fn set_damage(&mut self, damage: Corruption) {
+        self.damage = Some(damage);
+        self.is_used = true;
     }
 
     pub(crate) fn take_damage(&mut self) -> Option<Corruption> {
@@ -65,13 +66,20 @@ impl Released {
         }
     }
 
-    pub(crate) fn push_record(&mut self, record: u32) {
+    pub(crate) fn push_record(&mut self, record: u32, bucket: u8) {
         if let Some(slot) = self.records.get_mut(self.nr_records as usize) {
             // INVARIANT: written, then counted.
-            slot.write(record);
+            slot.write((record, bucket));
             self.nr_records += 1;
             self.is_used = true;
         }
+    }
+
+    /// Whether what one more free leaves will fit in.
+    pub(crate) fn has_room_for_free(&self) -> bool {
+        self.nr_frames as usize + 2 <= MAX_RELEASED
+            && (self.nr_records as usize) < MAX_RELEASED
+            && self.handles.is_none()
     }
 
     pub(crate) fn is_full(&self) -> bool {
@@ -89,14 +97,14 @@ impl Released {
         self.frames.get(self.nr_frames as usize).map(|frame| unsafe { frame.assume_init() })
     }
 
-    fn pop_record(&mut self) -> Option<u32> {
+    fn pop_record(&mut self) -> Option<(u32, u8)> {
         self.nr_records = self.nr_records.checked_sub(1)?;
         // SAFETY: it was among the written (type invariant).
         self.records.get(self.nr_records as usize).map(|record| unsafe { record.assume_init() })
     }
 }
 
-/// What a store brings into the lock: memory that it allocated before.
+/// What a store brings into the section: memory that it allocated before.
 #[derive(Debug)]
 pub(crate) struct Stash {
     pub(crate) frames: [Option<(Pfn, NonNull<u8>)>; 2],
@@ -119,36 +127,33 @@ impl Stash {
 }
 
 impl<E: ZsEnv> Pool<E> {
-    /// Gives back what a locked section left.
+    /// Gives back what a section left.
     #[inline(always)]
-    pub(crate) fn release(&self, released: &mut Released, class: &Class) {
+    pub(crate) fn release(&self, released: &mut Released) {
         if released.is_used {
-            self.release_slow(released, class);
+            self.release_slow(released);
         }
     }
 
-    /// Gives back what a locked section left, but for some frames.
-    pub(crate) fn release_but(&self, released: &mut Released, class: &Class, keep: usize) {
+    /// Gives back what a section left, but for some frames.
+    pub(crate) fn release_but(&self, released: &mut Released, keep: usize) {
         let mut rest = core::mem::replace(released, Released::new());
         for _ in 0..keep {
             if let Some(pfn) = rest.pop_frame() {
                 released.push_frame(pfn);
             }
         }
-        self.release(&mut rest, class);
+        self.release(&mut rest);
     }
 
     #[cold]
     #[inline(never)]
-    fn release_slow(&self, released: &mut Released, class: &Class) {
-        if released.nr_frames != 0 {
-            self.count_frames(class, -i64::from(released.nr_frames));
-        }
+    fn release_slow(&self, released: &mut Released) {
         while let Some(pfn) = released.pop_frame() {
             self.give_frame(pfn);
         }
-        while let Some(record) = released.pop_record() {
-            self.give_record(record, class.bucket);
+        while let Some((record, bucket)) = released.pop_record() {
+            self.give_record(record, bucket);
         }
         if let Some(chain) = released.handles {
             self.give_handles(chain);

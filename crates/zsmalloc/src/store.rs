@@ -1,20 +1,26 @@
-//! Storing: reserve a slot under the class lock, copy outside of it, publish.
+//! Storing: on a CPU that has used the class before, the slot that was kept hot, or the first free slot of its current
+//! zspage under its first free handle.
 //!
 //! ```text
-//! class lock   slot RESERVED, handle taken      compaction and migration keep away from reserved slots
-//! no lock      copy the bytes
-//!              entry := live                    the handle works
-//!              slot's owner := index            the object can be moved
+//! section   slot out of `avail`, handle off the stack
+//!           copy the bytes
+//!           slot's owner := index, entry := live      the handle works
 //! ```
+//! No other CPU's data is touched, and there is no atomic instruction. What needs memory leaves the section to get it and
+//! enters again.
+
+use core::ptr;
 
 use kmem_gfp::{FrameTable, Gfp, NodeId, Order, PAGE_SIZE, PageAllocator};
+use kmem_sync::Pinned;
 use kmem_sync::atomic::Ordering;
 
-use crate::class::Class;
+use crate::class::{Handles, Local, State};
 use crate::handle::{Entry, Handle};
-use crate::locked::{Reserve, Reserved};
+use crate::locked::Step;
 use crate::released::Stash;
-use crate::zspage::Slot;
+use crate::shard::{Entered, Part, Shard};
+use crate::zspage::{Inner, Zspage};
 use crate::{Pool, StoreError, ZsEnv};
 
 impl<E: ZsEnv> Pool<E> {
@@ -26,7 +32,7 @@ impl<E: ZsEnv> Pool<E> {
     /// # Errors
     /// [`StoreError`]; nothing has changed.
     #[doc(alias("zs_malloc", "zs_obj_write"))]
-    #[inline]
+    #[inline(always)]
     pub fn store(&self, data: &[u8], gfp: Gfp) -> Result<Handle, StoreError> {
         self.store_on(data, gfp, None)
     }
@@ -35,65 +41,110 @@ impl<E: ZsEnv> Pool<E> {
     ///
     /// # Errors
     /// Those of [`store`](Self::store).
-    #[inline]
+    #[inline(always)]
     pub fn store_on(&self, data: &[u8], gfp: Gfp, node: Option<NodeId>) -> Result<Handle, StoreError> {
+        match self.store_fast(data) {
+            Some(handle) => Ok(handle),
+            None => self.store_slow(data, gfp, node),
+        }
+    }
+
+    /// Stores on the running CPU, if that takes no memory.
+    #[inline]
+    fn store_fast(&self, data: &[u8]) -> Option<Handle> {
+        if data.len().wrapping_sub(1) >= PAGE_SIZE {
+            return None;
+        }
+        let pin = Pinned::quick(self.env.cpu())?;
+        let part = self.part(pin.id())?;
+        // SAFETY: pinned to the CPU that the part belongs to.
+        unsafe { part.slot.try_with::<E::Cpu, _>(|shard| self.store_local(part, shard, data)) }?
+    }
+
+    /// Stores in the slot that was kept hot, or in the current zspage of the running CPU, whose section this is.
+    #[inline(always)]
+    fn store_local(&self, part: &Part, shard: &mut Shard, data: &[u8]) -> Option<Handle> {
+        let len = data.len();
+        let local = part.local(self.geometry.class_of(len))?;
+        // SAFETY: inside the section nobody else reaches the state, and nothing else is called before `state` is done with.
+        let state = local.state.with_mut(|state| unsafe { &mut *state });
+        let hot = &mut state.hot;
+        // SAFETY: null, or an entry, which stays as long as the pool.
+        let Some(entry) = (unsafe { hot.entry.as_ref() }) else { return self.store_cold(local, shard, data) };
+        hot.entry = ptr::null();
+        local.counts.bytes.add(len as i64);
+        let (handle, life, bytes) = (hot.handle, hot.life, hot.bytes);
+        // SAFETY: a hot slot exists, has its frame, and holds lengths of its class; it is ours alone, and so is its entry.
+        unsafe {
+            Zspage::slot_of(&*hot.header, life.slot())
+                .token
+                .with_mut(|_| bytes.copy_from_nonoverlapping(data.as_ptr(), len))
+        };
+        // Release pairs with the acquire of readers' loads.
+        entry.store(life.with_len(len).0, Ordering::Release);
+        // SAFETY: they were made by `next_life`.
+        Some(unsafe { Handle::of_bits(handle) })
+    }
+
+    /// Stores in the current zspage of the running CPU, whose section this is.
+    #[inline(never)]
+    fn store_cold(&self, local: &Local, shard: &mut Shard, data: &[u8]) -> Option<Handle> {
+        let len = data.len();
+        // SAFETY: inside the section nobody else reaches the state.
+        let state: &State = local.state.with(|state| unsafe { &*state });
+        // SAFETY: null, or the header of the current zspage, whose record stays as long as the pool.
+        let header = unsafe { state.current_header.as_ref() }?;
+        let index = shard.handles.head;
+        // There is no entry with the index `NONE`.
+        let entry = self.entry(index)?;
+        // SAFETY: inside the section, and the closure makes no other call.
+        let slot = header.inner.with_mut(|inner| Inner::take_first(unsafe { &mut *inner }))?;
+        let free = Entry(entry.load(Ordering::Relaxed));
+        shard.handles = Handles { head: free.next(), nr: shard.handles.nr.wrapping_sub(1) };
+        local.counts.inuse.add(1);
+        local.counts.bytes.add(len as i64);
+        let live = free.live(len, slot, state.current);
+        // SAFETY: the current zspage is one of this class, whose slot size and layout the state has; bits of `avail` stand
+        // for slots that exist and have their frames; the class is the length's.
+        unsafe {
+            let (place, runs) = Zspage::occupy(header, slot, state.size, state.frames_at, len);
+            place.owner.store(index, Ordering::Relaxed);
+            place.token.with_mut(|_| runs.write(data));
+        }
+        // Release pairs with the acquire of readers' loads.
+        entry.store(live.0, Ordering::Release);
+        Some(Handle::pack(self.tag, live, index))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn store_slow(&self, data: &[u8], gfp: Gfp, node: Option<NodeId>) -> Result<Handle, StoreError> {
         let len = data.len();
         if len.wrapping_sub(1) >= PAGE_SIZE {
             return Err(if len == 0 { StoreError::Empty } else { StoreError::TooLarge { len } });
         }
         // SAFETY: the length has just been compared.
         let class = unsafe { self.class_of_length(len) };
-        let Some(reserved) = self.locked(class, |mut class| class.reserve_fast(len)) else {
-            return self.store_slow(class, data, gfp, node);
-        };
-        // SAFETY: reserved for us, in a class for this length.
-        let slot = unsafe { fill(&reserved, data) };
-        let entry = reserved.free.live(len, reserved.slot, reserved.number);
-        publish(&reserved, slot, entry);
-        Ok(Handle::pack(self.tag, entry, reserved.index))
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn store_slow(&self, class: &Class, data: &[u8], gfp: Gfp, node: Option<NodeId>) -> Result<Handle, StoreError> {
-        let reserved = self.reserve_slow(class, data.len(), gfp, node)?;
-        // SAFETY: reserved for us, in a class for this length.
-        let slot = unsafe { fill(&reserved, data) };
-        let entry = reserved.free.live(data.len(), reserved.slot, reserved.number);
-        if self.verify {
-            self.locked(class, |_| {
-                // SAFETY: verifying pools set records up with lengths.
-                if let Some(len) = unsafe { reserved.zspage.lens() }.get(reserved.slot) {
-                    len.store(data.len() as u16, Ordering::Relaxed);
-                }
-                publish(&reserved, slot, entry);
-            });
-        } else {
-            publish(&reserved, slot, entry);
-        }
-        Ok(Handle::pack(self.tag, entry, reserved.index))
-    }
-
-    /// Reserves a slot when memory is needed, or another zspage.
-    fn reserve_slow<'p>(
-        &'p self,
-        class: &'p Class,
-        len: usize,
-        gfp: Gfp,
-        node: Option<NodeId>,
-    ) -> Result<Reserved<'p>, StoreError> {
         let mut stash = Stash::empty();
+        let mut shared = false;
         let result = loop {
-            let needs = match self.locked(class, |mut class| class.reserve(len, &mut stash)) {
-                Ok(Reserve::Done(reserved)) => break Ok(reserved),
-                Ok(needs) => needs,
-                Err(damage) => break Err(damage.into()),
-            };
-            let got = match needs {
-                Reserve::Handles => self.take_handles(gfp).map(|chain| stash.handles = Some(chain)),
-                Reserve::Record => self.take_record(class.bucket, gfp).map(|record| stash.record = Some(record)),
-                Reserve::Frames(nr) => self.fill_stash(&mut stash, nr, gfp, node),
-                Reserve::Done(_) => Ok(()),
+            let got = match self.enter_mine(class, shared, |mut state| state.store(data, &mut stash)) {
+                Entered::Done(Ok(Step::Done(handle))) => break Ok(handle),
+                Entered::Done(Ok(Step::Handles)) => self.take_handles(gfp).map(|chain| stash.handles = Some(chain)),
+                Entered::Done(Ok(Step::Record)) => {
+                    self.take_record(class.bucket, gfp).map(|record| stash.record = Some(record))
+                }
+                Entered::Done(Ok(Step::Frames(nr))) => self.fill_stash(&mut stash, nr, gfp, node),
+                Entered::Done(Err(damage)) => Err(damage.into()),
+                // Without memory for its own, a CPU uses the shared states.
+                Entered::NoPart(cpu) => {
+                    shared = self.make_part(cpu, gfp).is_err();
+                    Ok(())
+                }
+                Entered::NoLocal => {
+                    shared = self.add_locals(gfp).is_err();
+                    Ok(())
+                }
             };
             if let Err(error) = got {
                 break Err(error);
@@ -114,27 +165,4 @@ impl<E: ZsEnv> Pool<E> {
         }
         Ok(())
     }
-}
-
-/// Copies an object into its slot.
-///
-/// # Safety
-/// The slot was reserved for the caller by a class for objects of this length, and has not been published.
-#[inline(always)]
-unsafe fn fill<'p>(reserved: &Reserved<'p>, data: &[u8]) -> &'p Slot {
-    // SAFETY: slots that are reserved exist, and their frames stay under them; the length is the class's (the caller).
-    let (slot, runs) =
-        unsafe { (reserved.zspage.slot(reserved.slot), reserved.zspage.runs_of(reserved.slot, data.len())) };
-    // SAFETY: the slot is the caller's alone, and `runs` are as long as `data`.
-    slot.token.with_mut(|_| unsafe { runs.write(data) });
-    slot
-}
-
-/// Makes the handle work and the object movable.
-#[inline(always)]
-fn publish(reserved: &Reserved<'_>, slot: &Slot, entry: Entry) {
-    // Release pairs with the acquire of readers' loads of the entry.
-    reserved.entry.store(entry.0, Ordering::Release);
-    // Release pairs with the acquire in `Zspage::owner`: who finds the index finds bytes and entry.
-    slot.owner.store(reserved.index, Ordering::Release);
 }

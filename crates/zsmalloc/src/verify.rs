@@ -15,11 +15,17 @@ use crate::access::Found;
 use crate::class::Class;
 use crate::handle::Entry;
 use crate::locked::{Locked, is_list};
-use crate::zspage::{FIRST_SPECIAL, NONE, Zspage};
+use crate::shard::ShardId;
+use crate::zspage::{FIRST_SPECIAL, NONE, Owner, Zspage};
 use crate::{Corruption, Pool, ZsEnv};
 
 fn check(zspage: u32, what: &'static str, sound: bool) -> Result<(), Corruption> {
     if sound { Ok(()) } else { Err(Corruption { zspage, what }) }
+}
+
+/// The owner of a class's zspages in a verifying pool.
+fn shared_owner(class: &Class) -> u32 {
+    Owner::new(ShardId::HOME, class.index).0
 }
 
 impl<'p, E: ZsEnv> Locked<'p, '_, E> {
@@ -37,7 +43,7 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     pub(crate) fn verify(&self, number: u32) -> Result<(), Corruption> {
         check(number, "zspage number", self.pool.names_record(number, self.class.bucket))?;
         let zspage = self.view(number)?;
-        check(number, "class", zspage.class().load(Ordering::Relaxed) == u16::from(self.class.index))?;
+        check(number, "class", zspage.owner_word().load(Ordering::Relaxed) == Owner::new(self.id, self.class.index).0)?;
         let inner = self.inner(&zspage);
         // SAFETY: this is a verifying pool, whose records were set up with a sum.
         check(number, "sum", unsafe { zspage.sum() }.load(Ordering::Relaxed) == inner.sum())?;
@@ -86,7 +92,7 @@ impl<E: ZsEnv> Pool<E> {
     #[inline(never)]
     pub(crate) fn verify_object(&self, found: &Found<'_>, index: u32) -> Result<(), Corruption> {
         let (number, slot, zspage) = (found.place.zspage(), found.place.slot(), &found.zspage);
-        check(number, "class", zspage.class().load(Ordering::Relaxed) == u16::from(found.class.index))?;
+        check(number, "class", zspage.owner_word().load(Ordering::Relaxed) == shared_owner(found.class))?;
         check(number, "slot number", slot < zspage.shape().slots())?;
         check(number, "slot owner", zspage.owner(slot) == index)?;
         self.verify_owner(number, zspage, slot, index)?;
@@ -109,7 +115,7 @@ impl<E: ZsEnv> Pool<E> {
         let header = self.header(number).ok_or(Corruption { zspage: number, what: "zspage number" })?;
         // SAFETY: a record of the class's bucket; its class is checked next, before more than the header is used.
         let zspage = unsafe { Zspage::new(header, class) };
-        check(number, "class", zspage.class().load(Ordering::Relaxed) == u16::from(class.index))?;
+        check(number, "class", zspage.owner_word().load(Ordering::Relaxed) == shared_owner(class))?;
         check(number, "slot number", place.slot() < class.shape.slots())?;
         check(number, "slot owner", zspage.owner(place.slot()) == index)?;
         self.verify_owner(number, &zspage, place.slot(), index)

@@ -1,7 +1,7 @@
 //! The record of a zspage: everything known about it, outside its frames.
 //!
 //! ```text
-//! Header 36 bytes        lock word, class; inner: which slots can be used, list links, counts
+//! Header 40 bytes        lock word, owner; inner: which slots can be used, list links, counts
 //! slots  4 bytes each    the index of the handle that owns the slot, or why nobody does
 //! frames 8 bytes each    address of the frame | backed | isolated | objects on it
 //! shadow                 verifying pools only: a sum of inner, the length of each object
@@ -9,15 +9,18 @@
 //! | field | written | read |
 //! | --- | --- | --- |
 //! | lock word | anybody, by compare-and-swap | anybody |
-//! | class | under the class lock | anybody, as a hint to check again under the class lock |
-//! | inner | under the class lock | under the class lock |
-//! | a slot | under the class lock; `RESERVED` to an index by the storing thread alone | under the class lock |
-//! | a frame | under the class lock; the address changes with the lock word exclusive | under the class lock or a pin |
+//! | owner | inside its owner's section | anybody, as a hint to check again inside that section |
+//! | inner | inside its owner's section | inside its owner's section |
+//! | a slot | inside its owner's section | inside its owner's section |
+//! | a frame | inside its owner's section; the address changes with the lock word exclusive | there, or with a pin |
+//!
+//! The *owner* of a zspage is a class's state: that of a CPU, whose [section](crate::shard) is entered without an atomic
+//! instruction there, or the shared one, under the class lock.
 //!
 //! The memory of a record is never used for anything but records as long as the pool lives, so that a thread with an old
 //! number still finds a lock word.
 
-use core::ptr::NonNull;
+use core::ptr::{self, NonNull};
 
 use kmem_gfp::{FrameTable, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use kmem_sync::UnsafeCell;
@@ -26,120 +29,148 @@ use kmem_sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 use crate::class::Class;
 use crate::geometry::Shape;
 use crate::lock_word::LockWord;
+use crate::shard::ShardId;
 
 /// No zspage, no handle; the owner of a free slot.
 pub(crate) const NONE: u32 = (1 << crate::handle::INDEX_BITS) - 1;
-/// The owner of a slot into which an object is being stored.
-pub(crate) const RESERVED: u32 = NONE - 1;
 /// The owner of a slot whose object has been freed while a reader held the zspage.
-pub(crate) const PENDING_FREE: u32 = NONE - 2;
+pub(crate) const PENDING_FREE: u32 = NONE - 1;
 /// The first owner that is not a handle's index.
 pub(crate) const FIRST_SPECIAL: u32 = PENDING_FREE;
-/// The class of a record that is not in use.
-pub(crate) const NO_CLASS: u16 = u16::MAX;
+/// The state that a zspage belongs to: a class, and whose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Owner(pub(crate) u32);
+
+impl Owner {
+    /// Of a record that is not in use.
+    pub(crate) const NOBODY: Self = Self(u32::MAX);
+
+    #[inline(always)]
+    pub(crate) const fn new(shard: ShardId, class: u8) -> Self {
+        Self(shard.0 << 8 | class as u32)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn shard(self) -> ShardId {
+        ShardId(self.0 >> 8)
+    }
+
+    #[inline(always)]
+    pub(crate) const fn class(self) -> u8 {
+        self.0 as u8
+    }
+}
 
 #[derive(Debug)]
 #[repr(C)]
 pub(crate) struct Header {
     pub(crate) lock: LockWord,
-    pub(crate) class: AtomicU16,
+    pub(crate) owner: AtomicU32,
     pub(crate) inner: UnsafeCell<Inner>,
 }
 
-/// The part of a record that the class lock protects.
+/// The part of a record that belongs to its owner's section.
 #[derive(Clone, Copy, Debug)]
 #[repr(C)]
 pub(crate) struct Inner {
     /// Free slots whose frames are there.
-    pub(crate) avail: [u32; 4],
+    pub(crate) avail: [u64; 2],
     pub(crate) next: u32,
     pub(crate) prev: u32,
     /// Slots with an owner.
     pub(crate) inuse: u8,
-    /// Bits in `avail`.
-    pub(crate) nr_avail: u8,
     /// Which list the zspage is on.
     pub(crate) list: u8,
 }
 
 impl Inner {
     pub(crate) const fn new(list: u8) -> Self {
-        Self { avail: [0; 4], next: NONE, prev: NONE, inuse: 0, nr_avail: 0, list }
+        Self { avail: [0; 2], next: NONE, prev: NONE, inuse: 0, list }
+    }
+
+    /// Free slots whose frames are there, counted.
+    #[inline(always)]
+    pub(crate) fn nr_avail(&self) -> u32 {
+        self.avail[0].count_ones() + self.avail[1].count_ones()
+    }
+
+    #[inline(always)]
+    pub(crate) fn has_avail(&self) -> bool {
+        self.avail[0] | self.avail[1] != 0
     }
 
     #[inline(always)]
     pub(crate) fn first_avail(&self) -> Option<usize> {
-        let mut base = 0;
-        for &word in &self.avail {
-            if word != 0 {
-                return Some(base + word.trailing_zeros() as usize);
-            }
-            base += 32;
+        if self.avail[0] != 0 {
+            Some(self.avail[0].trailing_zeros() as usize)
+        } else if self.avail[1] != 0 {
+            Some(64 + self.avail[1].trailing_zeros() as usize)
+        } else {
+            None
         }
-        None
     }
 
     /// Takes the first usable slot into use.
     #[inline(always)]
     pub(crate) fn take_first(&mut self) -> Option<usize> {
-        let mut base = 0;
-        for word in &mut self.avail {
-            if *word != 0 {
-                let slot = base + word.trailing_zeros() as usize;
-                *word &= *word - 1;
-                self.nr_avail = self.nr_avail.wrapping_sub(1);
-                self.inuse = self.inuse.wrapping_add(1);
-                return Some(slot);
-            }
-            base += 32;
-        }
-        None
+        let [low, high] = &mut self.avail;
+        let slot = if *low != 0 {
+            let slot = low.trailing_zeros();
+            *low &= *low - 1;
+            slot
+        } else if *high != 0 {
+            let slot = high.trailing_zeros() + 64;
+            *high &= *high - 1;
+            slot
+        } else {
+            return None;
+        };
+        self.inuse = self.inuse.wrapping_add(1);
+        Some(slot as usize)
     }
 
     #[inline(always)]
     pub(crate) fn is_avail(&self, slot: usize) -> bool {
-        self.avail.get(slot >> 5).is_some_and(|word| word >> (slot & 31) & 1 != 0)
+        self.avail.get(slot >> 6).is_some_and(|word| word >> (slot & 63) & 1 != 0)
     }
 
     #[inline(always)]
     pub(crate) fn set_avail(&mut self, slot: usize) {
-        if let Some(word) = self.avail.get_mut(slot >> 5) {
-            *word |= 1 << (slot & 31);
-            self.nr_avail = self.nr_avail.wrapping_add(1);
-        }
+        // A slot's number has seven bits.
+        self.avail[slot >> 6 & 1] |= 1 << (slot & 63);
     }
 
     /// The bits of a word of `avail` that stand for slots `start..end`.
     #[inline(always)]
-    fn bits(word: usize, start: usize, end: usize) -> u32 {
-        let first = start.saturating_sub(32 * word).min(32);
-        let end = end.saturating_sub(32 * word).min(32);
-        if end <= first { 0 } else { (((1_u64 << (end - first)) - 1) << first) as u32 }
+    fn bits(word: usize, start: usize, end: usize) -> u64 {
+        let below = |slot: usize| match slot.saturating_sub(64 * word) {
+            nr @ 0..64 => (1_u64 << nr) - 1,
+            _ => u64::MAX,
+        };
+        below(end) & !below(start)
     }
 
+    #[inline(always)]
     pub(crate) fn set_range(&mut self, start: usize, end: usize) {
-        for (index, word) in self.avail.iter_mut().enumerate().take(end.div_ceil(32)).skip(start / 32) {
-            let bits = Self::bits(index, start, end);
-            self.nr_avail = self.nr_avail.wrapping_add((bits & !*word).count_ones() as u8);
-            *word |= bits;
+        for (index, word) in self.avail.iter_mut().enumerate() {
+            *word |= Self::bits(index, start, end);
         }
     }
 
+    #[inline(always)]
     pub(crate) fn clear_range(&mut self, start: usize, end: usize) {
-        for (index, word) in self.avail.iter_mut().enumerate().take(end.div_ceil(32)).skip(start / 32) {
-            let bits = Self::bits(index, start, end);
-            self.nr_avail = self.nr_avail.wrapping_sub((bits & *word).count_ones() as u8);
-            *word &= !bits;
+        for (index, word) in self.avail.iter_mut().enumerate() {
+            *word &= !Self::bits(index, start, end);
         }
     }
 
     /// A sum over all fields.
     pub(crate) fn sum(&self) -> u32 {
         let words = [
-            u64::from(self.avail[0]) | u64::from(self.avail[1]) << 32,
-            u64::from(self.avail[2]) | u64::from(self.avail[3]) << 32,
+            self.avail[0],
+            self.avail[1],
             u64::from(self.next) | u64::from(self.prev) << 32,
-            u64::from(self.inuse) | u64::from(self.nr_avail) << 8 | u64::from(self.list) << 16,
+            u64::from(self.inuse) | u64::from(self.list) << 16,
         ];
         words.iter().fold(1, |sum, &word| crate::handle::mix(sum ^ word)) as u32
     }
@@ -301,6 +332,102 @@ impl<'p> Zspage<'p> {
         Self { header, class }
     }
 
+    /// Counts an object of `len` bytes on the frames of its slot, and returns the slot and where its bytes go. The fast form of
+    /// [`count_object`](Self::count_object) and [`runs_of`](Self::runs_of).
+    ///
+    /// # Safety
+    /// The record was [`set up`](Self::set_up) for a class of `size`-byte slots with its frame words at `frames_at`; the slot
+    /// exists and has its frames; `len` is at most `size`; the caller is inside the section of the zspage's owner.
+    #[inline(always)]
+    pub(crate) unsafe fn occupy(
+        header: &'p Header,
+        slot: usize,
+        size: u32,
+        frames_at: u32,
+        len: usize,
+    ) -> (&'p Slot, Runs) {
+        // The record is larger than its header: its address was exposed when its frame joined the pool.
+        let base: *mut u8 = core::ptr::with_exposed_provenance_mut(ptr::from_ref(header).addr());
+        let start = slot * size as usize;
+        let offset = start & (PAGE_SIZE - 1);
+        // SAFETY: the record has a word for each frame at `frames_at`, and a slot's first frame exists; likewise its slots.
+        let (word, slot) = unsafe {
+            let words = base.add(frames_at as usize).cast::<AtomicU64>();
+            (&*words.add(start >> PAGE_SHIFT), &*base.add(SLOTS_AT).cast::<Slot>().add(slot))
+        };
+        let value = word.load(Ordering::Relaxed).wrapping_add(1);
+        word.store(value, Ordering::Relaxed);
+        let first = core::ptr::with_exposed_provenance_mut::<u8>(FrameWord(value).address() | offset);
+        if offset + size as usize <= PAGE_SIZE {
+            return (slot, Runs { first, first_len: len, second: ptr::null_mut(), second_len: 0 });
+        }
+        // SAFETY: the slot spans, so its second frame exists.
+        let word = unsafe { &*ptr::from_ref(word).add(1) };
+        let value = word.load(Ordering::Relaxed).wrapping_add(1);
+        word.store(value, Ordering::Relaxed);
+        let first_len = len.min(PAGE_SIZE - offset);
+        let second = core::ptr::with_exposed_provenance_mut(FrameWord(value).address());
+        (slot, Runs { first, first_len, second, second_len: len - first_len })
+    }
+
+    /// A slot of a record.
+    ///
+    /// # Safety
+    /// The record was set up, and the slot exists.
+    #[inline(always)]
+    pub(crate) unsafe fn slot_of(header: &'p Header, slot: usize) -> &'p Slot {
+        let base: *mut u8 = core::ptr::with_exposed_provenance_mut(ptr::from_ref(header).addr());
+        // SAFETY: the slots of the record begin at `SLOTS_AT`.
+        unsafe { &*base.add(SLOTS_AT).cast::<Slot>().add(slot) }
+    }
+
+    /// The first byte of a slot that lies in one frame, with another object on that frame.
+    ///
+    /// # Safety
+    /// As for [`occupy`](Self::occupy).
+    #[inline(always)]
+    pub(crate) unsafe fn bytes_beside_others(
+        header: &'p Header,
+        slot: usize,
+        size: u32,
+        frames_at: u32,
+    ) -> Option<*mut u8> {
+        let base: *mut u8 = core::ptr::with_exposed_provenance_mut(ptr::from_ref(header).addr());
+        let start = slot * size as usize;
+        let offset = start & (PAGE_SIZE - 1);
+        // SAFETY: the record has a word for each frame at `frames_at`, and a slot's first frame exists.
+        let word = unsafe { &*base.add(frames_at as usize).cast::<AtomicU64>().add(start >> PAGE_SHIFT) };
+        let word = FrameWord(word.load(Ordering::Relaxed));
+        if offset + size as usize > PAGE_SIZE || word.live() <= 1 {
+            return None;
+        }
+        Some(core::ptr::with_exposed_provenance_mut(word.address() | offset))
+    }
+
+    /// Takes an object off the frames of its slot and returns how many objects the emptier of them has left. The fast form
+    /// of [`count_object`](Self::count_object).
+    ///
+    /// # Safety
+    /// As for [`occupy`](Self::occupy).
+    #[inline(always)]
+    pub(crate) unsafe fn vacate(header: &'p Header, slot: usize, size: u32, frames_at: u32) -> u64 {
+        let base: *mut u8 = core::ptr::with_exposed_provenance_mut(ptr::from_ref(header).addr());
+        let start = slot * size as usize;
+        // SAFETY: the record has a word for each frame at `frames_at`, and a slot's first frame exists.
+        let word = unsafe { &*base.add(frames_at as usize).cast::<AtomicU64>().add(start >> PAGE_SHIFT) };
+        let value = word.load(Ordering::Relaxed).wrapping_sub(1);
+        word.store(value, Ordering::Relaxed);
+        let left = value & LIVE;
+        if (start & (PAGE_SIZE - 1)) + size as usize <= PAGE_SIZE {
+            return left;
+        }
+        // SAFETY: the slot spans, so its second frame exists.
+        let word = unsafe { &*ptr::from_ref(word).add(1) };
+        let value = word.load(Ordering::Relaxed).wrapping_sub(1);
+        word.store(value, Ordering::Relaxed);
+        left.min(value & LIVE)
+    }
+
     /// How it is cut.
     #[inline(always)]
     pub(crate) fn shape(&self) -> &'p Shape {
@@ -354,17 +481,17 @@ impl<'p> Zspage<'p> {
     }
 
     #[inline(always)]
-    pub(crate) fn class(&self) -> &'p AtomicU16 {
-        &self.header.class
+    pub(crate) fn owner_word(&self) -> &'p AtomicU32 {
+        &self.header.owner
     }
 
     /// Calls `f` with the inner part.
     ///
     /// # Safety
-    /// The caller holds the class lock, and does not nest calls for one zspage.
+    /// The caller is inside the section of the zspage's owner, and does not nest calls for one zspage.
     #[inline(always)]
     pub(crate) unsafe fn with_inner<R>(&self, f: impl FnOnce(&mut Inner) -> R) -> R {
-        // SAFETY: the class lock excludes everybody else, and there is no other call (the caller's promise).
+        // SAFETY: the section excludes everybody else, and there is no other call (the caller's promise).
         self.header.inner.with_mut(|inner| f(unsafe { &mut *inner }))
     }
 
@@ -429,7 +556,7 @@ impl<'p> Zspage<'p> {
         FrameWord(self.frames().get(index).map_or(0, |word| word.load(Ordering::Relaxed)))
     }
 
-    /// Sets the word of a frame. The caller holds the class lock.
+    /// Sets the word of a frame. The caller is inside its owner's section.
     #[inline(always)]
     pub(crate) fn set_frame(&self, index: usize, word: FrameWord) {
         if let Some(frame) = self.frames().get(index) {
@@ -437,8 +564,8 @@ impl<'p> Zspage<'p> {
         }
     }
 
-    /// Counts an object on its frames, by 1 or -1, and tells whether one of them has none now. The caller holds the class
-    /// lock.
+    /// Counts an object on its frames, by 1 or -1, and tells whether one of them has none now. The caller is inside
+    /// its owner's section.
     ///
     /// # Safety
     /// `slot` is below the shape's number of slots.

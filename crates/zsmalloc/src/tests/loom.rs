@@ -6,7 +6,7 @@ use std::vec::Vec;
 use kmem_gfp::{Gfp, MigrateError, MovableOwner, Order, PageAllocator, Pfn};
 use loom::thread;
 
-use super::machine::Machine;
+use super::machine::{Machine, run_on};
 use crate::{AccessError, Config, Handle, Pool};
 
 type TestPool = Pool<&'static Machine>;
@@ -15,7 +15,7 @@ type TestPool = Pool<&'static Machine>;
 fn model(f: impl Fn(&'static Machine, &'static TestPool) + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 100_000;
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = builder.preemption_bound.or(Some(2));
     builder.check(move || {
         // Given back at the end, when the threads that borrow them have been joined.
         let machine: *mut Machine = Box::into_raw(Machine::new(40));
@@ -23,6 +23,7 @@ fn model(f: impl Fn(&'static Machine, &'static TestPool) + Send + Sync + 'static
         let machine_ref: &'static Machine = unsafe { &*machine };
         let config = Config::new().with_chain(4).with_granule(1024);
         let pool = Box::into_raw(Box::new(Pool::new(machine_ref, config, Gfp::KERNEL).unwrap()));
+        run_on(Some(0));
         // SAFETY: just made.
         f(machine_ref, unsafe { &*pool });
         // SAFETY: made above, and nobody uses it any more: `f` joins its threads.
@@ -31,6 +32,22 @@ fn model(f: impl Fn(&'static Machine, &'static TestPool) + Send + Sync + 'static
         // SAFETY: as above.
         drop(unsafe { Box::from_raw(machine) });
     });
+}
+
+/// A thread on a CPU, or on none.
+fn spawn_on<T: 'static>(cpu: Option<u32>, f: impl FnOnce() -> T + 'static) -> thread::JoinHandle<T> {
+    thread::spawn(move || {
+        run_on(cpu);
+        f()
+    })
+}
+
+/// Gives the second CPU its part and its state.
+fn use_second_cpu(pool: &TestPool) -> Handle {
+    run_on(Some(1));
+    let handle = store(pool, 9);
+    run_on(Some(0));
+    handle
 }
 
 fn store(pool: &TestPool, byte: u8) -> Handle {
@@ -68,7 +85,7 @@ fn a_reader_sees_its_object_through_compaction() {
     // ZS-45, ZS-23
     model(|_, pool| {
         let (one, two) = two_sparse(pool);
-        let reader = thread::spawn(move || holds(pool, one, 1));
+        let reader = spawn_on(Some(1), move || holds(pool, one, 1));
         let freed = pool.compact();
         reader.join().unwrap();
         holds(pool, one, 1);
@@ -82,7 +99,7 @@ fn a_write_is_not_lost_in_a_migration() {
     model(|machine, pool| {
         let handle = store(pool, 1);
         let frame = object_frame(machine, pool);
-        let writer = thread::spawn(move || pool.write(handle, &[2; 1024]));
+        let writer = spawn_on(Some(1), move || pool.write(handle, &[2; 1024]));
         let target = machine.alloc_pages(Gfp::KERNEL, Order::ZERO, None).unwrap();
         let moved = pool.migrate(frame, target).is_ok();
         if !moved {
@@ -100,7 +117,7 @@ fn a_free_leaves_an_isolated_frame_to_its_mover() {
         // Not the current zspage, or it would not end with its object.
         let (one, two) = two_sparse(pool);
         let frame = object_frame(machine, pool);
-        let freer = thread::spawn(move || pool.free(one).unwrap());
+        let freer = spawn_on(Some(1), move || pool.free(one).unwrap());
         let target = machine.alloc_pages(Gfp::KERNEL, Order::ZERO, None).unwrap();
         let result = pool.migrate(frame, target);
         assert_ne!(result, Err(MigrateError::Permanent(frame)), "it was isolated");
@@ -119,7 +136,7 @@ fn a_free_leaves_an_isolated_frame_to_its_mover() {
 fn a_free_finds_an_object_that_moves() {
     model(|_, pool| {
         let (one, two) = two_sparse(pool);
-        let freer = thread::spawn(move || pool.free(one).unwrap());
+        let freer = spawn_on(Some(1), move || pool.free(one).unwrap());
         pool.compact();
         freer.join().unwrap();
         holds(pool, two, 5);
@@ -133,7 +150,7 @@ fn a_free_finds_an_object_that_moves() {
 fn a_write_finds_an_object_that_moves() {
     model(|_, pool| {
         let (one, two) = two_sparse(pool);
-        let writer = thread::spawn(move || pool.write(one, &[2; 1024]).unwrap());
+        let writer = spawn_on(Some(1), move || pool.write(one, &[2; 1024]).unwrap());
         pool.compact();
         writer.join().unwrap();
         holds(pool, one, 2);
@@ -147,7 +164,7 @@ fn a_store_does_not_use_a_zspage_that_ends() {
         let (one, two) = two_sparse(pool);
         // Fills the current zspage: the next store takes the one that is about to end, or a new one.
         let others: Vec<_> = (6..=8).map(|byte| store(pool, byte)).collect();
-        let freer = thread::spawn(move || pool.free(one).unwrap());
+        let freer = spawn_on(Some(1), move || pool.free(one).unwrap());
         let three = store(pool, 3);
         freer.join().unwrap();
         holds(pool, two, 5);
@@ -166,7 +183,7 @@ fn an_object_freed_under_a_reader_stays_until_it_leaves() {
         let (one, two) = two_sparse(pool);
         // Keeps the frame, so that the slot is used again.
         let six = store(pool, 6);
-        let reader = thread::spawn(move || match pool.read(two, &mut []) {
+        let reader = spawn_on(Some(1), move || match pool.read(two, &mut []) {
             Ok(guard) => {
                 assert!(guard.iter().all(|&byte| byte == 5));
                 thread::yield_now();
@@ -189,14 +206,123 @@ fn an_object_freed_under_a_reader_stays_until_it_leaves() {
 
 #[test]
 fn two_compactions_lose_nothing() {
-    // ZS-33
+    // ZS-33: the second is turned away, or comes after the first.
     model(|_, pool| {
         let (one, two) = two_sparse(pool);
-        let other = thread::spawn(move || pool.compact());
+        let other = spawn_on(Some(1), move || pool.compact());
         let freed = pool.compact() + other.join().unwrap();
         assert_eq!((freed, pool.pages_compacted(), pool.total_pages()), (1, 1, 1));
         holds(pool, one, 1);
         holds(pool, two, 5);
+        for handle in [one, two] {
+            pool.free(handle).unwrap();
+        }
+        assert_eq!((pool.compact(), pool.nr_objects(), pool.total_pages()), (0, 0, 0));
+    });
+}
+
+#[test]
+fn an_object_freed_on_two_cpus_is_freed_once() {
+    model(|_, pool| {
+        let nine = use_second_cpu(pool);
+        let one = store(pool, 1);
+        let other = spawn_on(Some(1), move || pool.free(one).is_ok());
+        let freed = pool.free(one).is_ok();
+        assert!(freed != other.join().unwrap(), "freed once");
+        let two = store(pool, 2);
+        holds(pool, two, 2);
+        assert_eq!(pool.nr_objects(), 2);
+        for handle in [two, nine] {
+            pool.free(handle).unwrap();
+        }
+        pool.settle_frees();
+        assert_eq!((pool.nr_objects(), pool.total_pages()), (0, 0));
+    });
+}
+
+#[test]
+fn a_free_on_another_cpu_finds_an_object_that_moves() {
+    model(|_, pool| {
+        let nine = use_second_cpu(pool);
+        let (one, two) = two_sparse(pool);
+        let freer = spawn_on(Some(1), move || pool.free(one).unwrap());
+        pool.compact();
+        freer.join().unwrap();
+        holds(pool, two, 5);
+        holds(pool, nine, 9);
+        assert_eq!(pool.nr_objects(), 2);
+        for handle in [two, nine] {
+            pool.free(handle).unwrap();
+        }
+        pool.settle_frees();
+        assert_eq!((pool.nr_objects(), pool.total_pages()), (0, 0));
+    });
+}
+
+#[test]
+fn frees_are_settled_while_their_owner_stores() {
+    model(|_, pool| {
+        let nine = use_second_cpu(pool);
+        let one = store(pool, 1);
+        let freer = spawn_on(Some(1), move || {
+            pool.free(one).unwrap();
+            pool.settle_frees();
+        });
+        let two = store(pool, 2);
+        holds(pool, two, 2);
+        freer.join().unwrap();
+        holds(pool, two, 2);
+        assert_eq!((pool.nr_objects(), pool.total_pages()), (2, 2));
+        for handle in [two, nine] {
+            pool.free(handle).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_store_goes_on_while_compaction_gathers() {
+    model(|_, pool| {
+        let (one, two) = two_sparse(pool);
+        let other = spawn_on(Some(1), move || pool.compact());
+        let three = store(pool, 3);
+        let freed = other.join().unwrap();
+        for (handle, byte) in [(one, 1), (two, 5), (three, 3)] {
+            holds(pool, handle, byte);
+        }
+        assert!(pool.total_pages() <= 3 - freed);
+        pool.compact();
+        assert_eq!((pool.nr_objects(), pool.total_pages()), (3, 1));
+        for handle in [one, two, three] {
+            pool.free(handle).unwrap();
+        }
+    });
+}
+
+#[test]
+fn a_reader_and_a_free_elsewhere_agree() {
+    model(|_, pool| {
+        let nine = use_second_cpu(pool);
+        let (one, six) = (store(pool, 1), store(pool, 6));
+        let freer = spawn_on(Some(1), move || {
+            pool.free(one).unwrap();
+            pool.settle_frees();
+            store(pool, 2)
+        });
+        match pool.read(one, &mut []) {
+            Ok(guard) => {
+                thread::yield_now();
+                assert!(guard.iter().all(|&byte| byte == 1), "{} instead of 1", guard[0]);
+            }
+            Err(error) => assert_eq!(error, AccessError::Stale(one)),
+        }
+        let two = freer.join().unwrap();
+        let three = store(pool, 3);
+        for (handle, byte) in [(two, 2), (three, 3), (six, 6), (nine, 9)] {
+            holds(pool, handle, byte);
+            pool.free(handle).unwrap();
+        }
+        pool.settle_frees();
+        assert_eq!((pool.nr_objects(), pool.total_pages()), (0, 0));
     });
 }
 
@@ -205,7 +331,7 @@ fn an_object_being_stored_is_not_moved() {
     model(|machine, pool| {
         let (one, _) = two_sparse(pool);
         let frames: Vec<_> = machine.taken().into_iter().filter(|&pfn| pool.isolate(pfn)).collect();
-        let storer = thread::spawn(move || store(pool, 3));
+        let storer = spawn_on(Some(1), move || store(pool, 3));
         for frame in frames {
             let target = machine.alloc_pages(Gfp::KERNEL, Order::ZERO, None).unwrap();
             let moved = pool.migrate(frame, target).is_ok();

@@ -1,5 +1,6 @@
 //! A machine for tests: frames cut from one allocation, poisoned when free, with failures on demand.
 
+use core::cell::Cell;
 use core::ptr::NonNull;
 use std::alloc::Layout;
 use std::boxed::Box;
@@ -113,13 +114,44 @@ impl Drop for Machine {
     }
 }
 
-// SAFETY: tests do not move threads between pinned sections: nothing in the crate pins. There are no interrupts.
+#[cfg(not(loom))]
+std::thread_local! {
+    static CPU: Cell<Option<u32>> = const { Cell::new(Some(0)) };
+}
+#[cfg(loom)]
+loom::thread_local! {
+    static CPU: Cell<Option<u32>> = Cell::new(None);
+}
+
+/// How many CPUs there are.
+pub(crate) const CPUS: u32 = if cfg!(loom) { 2 } else { 4 };
+
+/// Makes this thread run on the given CPU, or on none. Threads begin on the first one; in models, on none.
+pub(crate) fn run_on(cpu: Option<u32>) {
+    CPU.with(|id| id.set(cpu));
+}
+
+#[cfg(all(target_os = "linux", target_arch = "x86_64", not(loom), not(miri)))]
+fn membarrier(command: usize) -> isize {
+    let result: isize;
+    // SAFETY: the system call takes numbers and touches no memory of ours.
+    unsafe {
+        core::arch::asm!("syscall", inlateout("rax") 324_isize => result, in("rdi") command, in("rsi") 0, in("rdx") 0,
+            out("rcx") _, out("r11") _);
+    }
+    result
+}
+
+// SAFETY: tests run at most one thread on each CPU number of a machine at a time (1, 3), and nothing interrupts it (2, 4);
+// the barrier is the system's, or loom's fence (5).
 unsafe impl Cpu for Machine {
+    const REENTRANT: bool = false;
+
     fn nr_cpus(&self) -> u32 {
-        2
+        CPUS
     }
     fn try_pin(&self) -> Option<CpuId> {
-        None
+        CPU.with(|id| id.get().map(CpuId))
     }
     unsafe fn unpin(&self, _cpu: CpuId) {}
     #[inline(always)]
@@ -128,7 +160,21 @@ unsafe impl Cpu for Machine {
     }
     #[inline(always)]
     unsafe fn irq_restore(&self, _state: IrqState) {}
-    fn barrier_all_cpus(&self) {}
+    #[cfg(not(loom))]
+    fn relax(&self) {
+        std::thread::yield_now();
+    }
+    fn barrier_all_cpus(&self) {
+        #[cfg(all(target_os = "linux", target_arch = "x86_64", not(loom), not(miri)))]
+        {
+            // Register, then the expedited private barrier; the slow global one where that is missing.
+            membarrier(16);
+            if membarrier(8) != 0 {
+                membarrier(1);
+            }
+        }
+        kmem_sync::atomic::fence(kmem_sync::atomic::Ordering::SeqCst);
+    }
 }
 
 // SAFETY: a frame is in `free` or in `taken`.

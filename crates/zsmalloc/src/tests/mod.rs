@@ -8,6 +8,8 @@ mod loom;
 #[cfg(not(loom))]
 mod corruption;
 #[cfg(not(loom))]
+mod cpus;
+#[cfg(not(loom))]
 mod failures;
 #[cfg(not(loom))]
 mod geometry;

@@ -6,19 +6,35 @@ use std::vec::Vec;
 use kmem_gfp::{Gfp, MovableOwner, Order, PageAllocator};
 use proptest::prelude::*;
 
-use super::machine::Machine;
+use super::machine::{CPUS, Machine, run_on};
 use super::objects::bytes;
 use crate::{AccessError, Config, DebugFlags, Pool};
 
 #[derive(Clone, Debug)]
 enum Op {
-    Store { len: usize },
-    Free { nth: usize },
-    Write { nth: usize },
-    Read { nth: usize },
+    Store {
+        len: usize,
+    },
+    Free {
+        nth: usize,
+    },
+    Write {
+        nth: usize,
+    },
+    Read {
+        nth: usize,
+    },
     Compact,
-    Migrate { nth: usize },
-    FreeUnderReader { nth: usize },
+    Migrate {
+        nth: usize,
+    },
+    FreeUnderReader {
+        nth: usize,
+    },
+    /// Goes on with another CPU, or with none.
+    Run {
+        on: Option<u32>,
+    },
 }
 
 fn ops() -> impl Strategy<Value = Vec<Op>> {
@@ -31,11 +47,13 @@ fn ops() -> impl Strategy<Value = Vec<Op>> {
         1 => Just(Op::Compact),
         2 => any::<usize>().prop_map(|nth| Op::Migrate { nth }),
         1 => any::<usize>().prop_map(|nth| Op::FreeUnderReader { nth }),
+        2 => prop::option::weighted(0.8, 0..CPUS).prop_map(|on| Op::Run { on }),
     ];
     prop::collection::vec(op, 1..300)
 }
 
 fn check(config: Config, ops: &[Op]) {
+    run_on(Some(0));
     let machine = Machine::new(1500);
     let pool = Pool::new(&*machine, config, Gfp::KERNEL).unwrap();
     let mut model = BTreeMap::new();
@@ -62,6 +80,7 @@ fn check(config: Config, ops: &[Op]) {
                 assert_eq!(*pool.read(*handle, &mut buffer).unwrap(), **data);
             }
             Op::Compact => {
+                pool.settle_frees();
                 let before = pool.total_pages();
                 assert_eq!(pool.compact(), before - pool.total_pages());
             }
@@ -79,6 +98,7 @@ fn check(config: Config, ops: &[Op]) {
                 // SAFETY: a migrated frame is ours again, and so is a target that was not taken.
                 unsafe { machine.free_pages(if moved { frame } else { target }, Order::ZERO) }.unwrap();
             }
+            Op::Run { on } => run_on(on),
             Op::FreeUnderReader { nth: n } => {
                 let Some((handle, data)) = nth(n).and_then(|key| model.remove(&key)) else { continue };
                 let guard = pool.read_parts(handle).unwrap();
@@ -101,6 +121,7 @@ fn check(config: Config, ops: &[Op]) {
     for (handle, _) in model.into_values() {
         pool.free(handle).unwrap();
     }
+    pool.settle_frees();
     assert_eq!(pool.total_pages(), 0);
     pool.destroy().unwrap();
     assert_eq!(machine.nr_taken(), 0);

@@ -5,7 +5,7 @@ use std::vec::Vec;
 
 use kmem_gfp::{Gfp, MovableOwner, Order, PageAllocator};
 
-use super::machine::Machine;
+use super::machine::{Machine, run_on};
 use super::objects::bytes;
 use crate::{AccessError, Config, Pool};
 
@@ -19,6 +19,8 @@ fn threads_share_a_pool() {
             .map(|id| {
                 let pool = &pool;
                 scope.spawn(move || {
+                    // One of them has no CPU.
+                    run_on([Some(1), Some(2), None].get(id as usize).copied().flatten());
                     let mut live: Vec<(usize, usize, crate::Handle)> = Vec::new();
                     let mut buffer = [0; 4096];
                     let mut seed = id + 1;
@@ -60,6 +62,7 @@ fn threads_share_a_pool() {
             })
             .collect();
         scope.spawn(|| {
+            run_on(None);
             while !stop.load(Ordering::Relaxed) {
                 pool.compact();
                 for frame in machine.taken() {
