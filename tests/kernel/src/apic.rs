@@ -120,9 +120,3 @@ pub(crate) fn start_timer(ticks: u32) {
     write(TIMER, PERIODIC | u32::from(vector::TIMER));
     write(TIMER_START, ticks.max(1));
 }
-
-/// Stops this CPU's timer.
-pub(crate) fn stop_timer() {
-    write(TIMER, MASKED);
-    write(TIMER_START, 0);
-}

@@ -1,3 +1,0 @@
-//! To be filled.
-
-super::tests![];
