@@ -176,7 +176,7 @@ impl<E: ReclaimEnv> Reclaim<E> {
     /// node, where sleeping is allowed; a second caller is told to come back a tick later.
     pub fn kswapd_poll(&self, node: NodeId, now_ms: u64) -> KswapdStep {
         let Some(state) = self.node(node) else { return KswapdStep::Idle };
-        if state.polling.swap(true, Ordering::Acquire) {
+        if state.polling.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return KswapdStep::Nap(self.env().tick_ms().max(1));
         }
         if !state.has_kswapd.load(Ordering::Relaxed) {
@@ -312,7 +312,7 @@ impl<E: ReclaimEnv> Reclaim<E> {
         if kswapd.order > Order::ZERO && kswapd.reclaimed >= compact_gap(kswapd.order) {
             kswapd.order = Order::ZERO;
         }
-        if self.allows_direct(node) && state.throttled.has_sleepers() {
+        if self.allows_direct(node) {
             state.throttled.wake(self.env().park());
         }
         self.consider_throttle(node, &scan, true);

@@ -100,7 +100,7 @@ impl<E: ReclaimEnv> Reclaim<E> {
         swappiness: Option<Swappiness>,
     ) -> Option<u64> {
         let state = self.node(node)?;
-        if state.node_reclaim.swap(true, Ordering::Acquire) {
+        if state.node_reclaim.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return None;
         }
         let _reserves = NoReclaimScope::enter(context);

@@ -170,7 +170,7 @@ impl Shrinkers {
     /// # Errors
     /// [`RegisterError::AlreadyRegistered`]; nothing is changed.
     pub unsafe fn register_unchecked<C: Cpu>(&self, cpu: &C, slot: &ShrinkerSlot<'_>) -> Result<(), RegisterError> {
-        if slot.claimed.swap(true, Ordering::AcqRel) {
+        if slot.claimed.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_err() {
             return Err(RegisterError::AlreadyRegistered);
         }
         self.list.with(cpu, |list| list.append(NonNull::from(slot).cast()));
