@@ -2,7 +2,7 @@
 
 /// What `--help` and a wrong argument print.
 pub(crate) const USAGE: &str = "\
-usage: bench [pages] [objects] [caches] [instructions] [options]
+usage: bench [pages] [objects] [caches] [vmalloc] [instructions] [options]
   --quick            few, short runs
   --filter TEXT      only rows whose suite/name contains TEXT
   --subject TEXT     only kmem and the subjects whose name contains TEXT
@@ -23,12 +23,14 @@ pub(crate) enum Suite {
     Objects,
     /// Objects of one type.
     Caches,
+    /// Ranges of addresses.
+    Vmalloc,
     /// Instructions per operation under callgrind.
     Instructions,
 }
 
 impl Suite {
-    const ALL: [Self; 4] = [Self::Pages, Self::Objects, Self::Caches, Self::Instructions];
+    const ALL: [Self; 5] = [Self::Pages, Self::Objects, Self::Caches, Self::Vmalloc, Self::Instructions];
 
     /// The word that selects the suite.
     pub(crate) fn name(self) -> &'static str {
@@ -36,6 +38,7 @@ impl Suite {
             Self::Pages => "pages",
             Self::Objects => "objects",
             Self::Caches => "caches",
+            Self::Vmalloc => "vmalloc",
             Self::Instructions => "instructions",
         }
     }

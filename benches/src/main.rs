@@ -1,7 +1,7 @@
 //! `bench`: kmem beside its peers, in one process and one run.
 //!
 //! ```text
-//! bench [pages] [objects] [caches] [instructions]     the suites, all of them when none is named
+//! bench [pages] [objects] [caches] [vmalloc] [instructions]     the suites, all of them when none is named
 //!       --quick            few, short runs: does everything work?
 //!       --filter TEXT      only the rows whose `suite/name` contains TEXT
 //!       --subject TEXT     only kmem and the subjects whose name contains TEXT
@@ -15,6 +15,7 @@
 //! a row the subjects take turns, round after round, so that a noisy moment of the machine hits all of them. Each cell
 //! shows the best run and, in brackets, the median.
 
+mod areas;
 mod caches;
 mod cli;
 mod instructions;
@@ -65,6 +66,7 @@ fn run(options: &cli::Options) -> Result<(), String> {
             cli::Suite::Pages => pages::rows(options),
             cli::Suite::Objects => objects::rows(options),
             cli::Suite::Caches => caches::rows(options),
+            cli::Suite::Vmalloc => areas::rows(options),
             cli::Suite::Instructions => instructions::rows(options),
         }
         .into_iter()
@@ -81,7 +83,7 @@ fn run(options: &cli::Options) -> Result<(), String> {
         }
         let missing = match suite {
             cli::Suite::Pages => pages::missing(),
-            cli::Suite::Instructions => instructions::missing(),
+            cli::Suite::Instructions | cli::Suite::Vmalloc => instructions::missing(),
             _ => None,
         };
         if let Some(notice) = missing {

@@ -7,6 +7,7 @@
 //! ```
 //! Counts do not depend on how busy the machine is. Beside them stand Linux's own, from `data/linux-costs.md`.
 
+mod area_cases;
 mod cases;
 mod kmem_instructions;
 
@@ -36,6 +37,14 @@ pub(crate) const OPERATIONS: [(&str, &str); 5] = [
     ("bulk of 32 objects, per object", "allocated and freed by one call each; goal: at most 8"),
 ];
 
+/// Those of the vmalloc suite. Linux's include its page tables; ours fill none.
+pub(crate) const AREA_OPERATIONS: [(&str, &str); 4] = [
+    ("vmalloc(4 KiB) + vfree", "10 live areas; goal: at most 250"),
+    ("vmalloc(4 KiB) + vfree, 1,000,000 live", "goal: at most 1.3 times as many as with 10"),
+    ("vmalloc(64 KiB) + vfree", "10 live areas"),
+    ("vmalloc(1 MiB) + vfree", "10 live areas"),
+];
+
 const LINUX: &str = include_str!("../../data/linux-costs.md");
 
 /// One way to perform an operation: which one, by whom, and the loop that does it so many times.
@@ -51,6 +60,7 @@ pub(crate) struct Case {
 fn all_cases() -> Vec<Case> {
     let mut all = kmem_instructions::cases();
     all.extend(cases::cases());
+    all.extend(area_cases::cases());
     all
 }
 
@@ -62,7 +72,16 @@ pub(crate) fn missing() -> Option<String> {
 
 /// All rows of the suite.
 pub(crate) fn rows(_options: &Options) -> Vec<Row> {
-    OPERATIONS
+    rows_of(&OPERATIONS)
+}
+
+/// The rows of the vmalloc suite.
+pub(crate) fn area_rows() -> Vec<Row> {
+    if missing().is_some() { Vec::new() } else { rows_of(&AREA_OPERATIONS) }
+}
+
+fn rows_of(operations: &[(&str, &str)]) -> Vec<Row> {
+    operations
         .iter()
         .map(|(operation, parameters)| {
             let mut subjects: Vec<Subject> = all_cases()
@@ -171,11 +190,14 @@ pub(crate) fn child(arguments: &[String]) -> ExitCode {
 
 #[cfg(test)]
 mod tests {
-    use super::{OPERATIONS, collected_in, linux};
+    use super::{AREA_OPERATIONS, OPERATIONS, collected_in, linux};
 
     #[test]
     fn every_operation_has_its_linux_row() {
         for (operation, _) in OPERATIONS {
+            assert!(linux(operation, 0).is_some() && linux(operation, 1).is_some(), "{operation}");
+        }
+        for (operation, _) in AREA_OPERATIONS.iter().filter(|(name, _)| !name.contains("live")) {
             assert!(linux(operation, 0).is_some() && linux(operation, 1).is_some(), "{operation}");
         }
         assert_eq!(linux("bulk of 32 objects, per object", 0), Some(49.3));
