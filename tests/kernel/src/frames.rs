@@ -1,44 +1,61 @@
 //! [`Frames`]: the frame table over the identity map. Step 4 of a port.
 //!
-//! Frame `n` is mapped at address `n * 4096`; its words are the `n`-th of an array that `memory` carves. The array's place is
-//! in a static, so that a lookup is a shift, a comparison and a multiplication.
+//! Frame `n` is mapped at address `n * 4096`. Its words are the `n`-th of an array that `memory` carves and maps a second time at
+//! an address that the compiler knows, in the topmost 2 GiB, so that a lookup is a shift, a comparison, a multiplication
+//! and one load.
 
 use core::ptr::NonNull;
 
 use kmem_gfp::{FrameTable, FrameWords, PAGE_SHIFT, Pfn};
-use kmem_sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use kmem_sync::atomic::{AtomicU64, Ordering};
 
-static WORDS: AtomicPtr<FrameWords> = AtomicPtr::new(core::ptr::null_mut());
+/// Where the words are mapped.
+pub(crate) const WORDS: usize = 0xffff_ffff_8000_0000;
+/// The most frames whose words fit there: 256 GiB of memory.
+pub(crate) const MOST_FRAMES: u64 = 256 << 18;
+
 static NR_FRAMES: AtomicU64 = AtomicU64::new(0);
 
 /// The frame table. No state of its own.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Frames;
 
-/// Says where the words are, for frames `0..nr`.
+/// Says for how many frames there are words.
 ///
 /// # Safety
-/// `words` points to as many zeroed words as frames, used through this table alone for good; every frame that an
-/// allocator hands out is mapped at its own address. Once, before the first lookup.
-pub(crate) unsafe fn init(words: NonNull<FrameWords>, nr: u64) {
-    WORDS.store(words.as_ptr(), Ordering::Relaxed);
+/// As many zeroed words are mapped at [`WORDS`], for good and used through this table alone; every frame that an allocator
+/// hands out is mapped at its own address. Once, before the first lookup.
+pub(crate) unsafe fn init(nr: u64) {
     NR_FRAMES.store(nr, Ordering::Release);
+}
+
+#[inline(always)]
+fn covers(pfn: u64) -> bool {
+    pfn < NR_FRAMES.load(Ordering::Relaxed)
+}
+
+/// The words of a frame.
+///
+/// # Safety
+/// The table covers it.
+#[inline(always)]
+unsafe fn words_of<'a>(pfn: u64) -> &'a FrameWords {
+    let words = core::ptr::with_exposed_provenance::<FrameWords>(WORDS);
+    // SAFETY: inside the array (promise of `init`).
+    unsafe { &*words.add(pfn as usize) }
 }
 
 // SAFETY: (1) the index is the frame's number; (2), (3) by the promise of `init`, and the map is one to one.
 unsafe impl FrameTable for Frames {
     #[inline(always)]
     fn words(&self, pfn: Pfn) -> Option<&FrameWords> {
-        if pfn.0 >= NR_FRAMES.load(Ordering::Relaxed) {
-            return None;
-        }
-        // SAFETY: inside the array (promise of `init`).
-        Some(unsafe { &*WORDS.load(Ordering::Relaxed).add(pfn.0 as usize) })
+        // SAFETY: just looked.
+        covers(pfn.0).then(|| unsafe { words_of(pfn.0) })
     }
 
     #[inline(always)]
     fn address_of(&self, pfn: Pfn) -> Option<NonNull<u8>> {
-        if pfn.0 >= NR_FRAMES.load(Ordering::Relaxed) {
+        if !covers(pfn.0) {
             return None;
         }
         NonNull::new(core::ptr::with_exposed_provenance_mut((pfn.0 as usize) << PAGE_SHIFT))
@@ -47,6 +64,13 @@ unsafe impl FrameTable for Frames {
     #[inline(always)]
     fn frame_of(&self, address: usize) -> Option<Pfn> {
         let pfn = (address >> PAGE_SHIFT) as u64;
-        if pfn >= NR_FRAMES.load(Ordering::Relaxed) { None } else { Some(Pfn(pfn)) }
+        covers(pfn).then_some(Pfn(pfn))
+    }
+
+    #[inline(always)]
+    fn lookup(&self, address: usize) -> Option<(Pfn, &FrameWords)> {
+        let pfn = self.frame_of(address)?;
+        // SAFETY: just looked.
+        Some((pfn, unsafe { words_of(pfn.0) }))
     }
 }

@@ -10,7 +10,7 @@ use core::alloc::Layout;
 use core::ptr::NonNull;
 
 use kmem::{InitError, MemoryMap, PAGE_SIZE, Pfn, PfnRange, Region, ZoneLimits};
-use kmem_gfp::FlatFrameTable;
+use kmem_gfp::FrameWords;
 
 use crate::late::Late;
 use crate::percpu::nr_cpus;
@@ -20,8 +20,8 @@ use crate::{asm, cmdline, frames};
 
 /// The boot page tables map so much.
 const MAPPED_AT_BOOT: u64 = 4 << 30;
-/// The most that one table of the third level maps.
-const MAPPABLE: u64 = 512 << 30;
+/// The most that is mapped at all.
+const MAPPABLE: u64 = frames::MOST_FRAMES << 12;
 /// The trampoline and whatever the firmware keeps in real mode's memory.
 const LOW_MEMORY: PfnRange = PfnRange::new(Pfn(0), Pfn(0x100));
 /// A range that the map has and nobody may use, as firmware likes to leave behind.
@@ -87,6 +87,7 @@ impl Carver {
 unsafe extern "C" {
     static __kernel_start: [u8; 0];
     static __kernel_end: [u8; 0];
+    static boot_pml4: [u64; 512];
     static boot_pdpt: [u64; 512];
 }
 
@@ -134,11 +135,9 @@ pub(crate) unsafe fn init(loaded: &Loaded) -> Result<(), &'static str> {
     let mut carver = Carver { region, at: region.end.0 << 12 };
     map_above_4_gib(nr_frames, &mut carver).ok_or("no memory for page tables")?;
 
-    let size = FlatFrameTable::words_size(nr_frames).ok_or("too many frames")?;
-    let words = Layout::from_size_align(size, 64).map_err(|_| "too many frames")?;
-    let words = carver.take(words).ok_or("no memory for the frame table")?;
+    map_words(nr_frames, &mut carver).ok_or("no memory for the frame table")?;
     // SAFETY: as many zeroed words as frames; the map is one to one.
-    unsafe { frames::init(words.cast(), nr_frames) };
+    unsafe { frames::init(nr_frames) };
 
     // The books' size is known when kmem asks for them; so much is enough for any map (half a byte a frame, and each CPU's
     // part).
@@ -183,5 +182,33 @@ fn map_above_4_gib(nr_frames: u64, carver: &mut Carver) -> Option<()> {
         unsafe { entry.add(gib as usize).write_volatile(table.as_ptr().expose_provenance() as u64 + 3) };
     }
     asm::invalidate_all();
+    Some(())
+}
+
+/// Carves the frame table, zeroed, and maps it where `frames` wants it.
+fn map_words(nr_frames: u64, carver: &mut Carver) -> Option<()> {
+    let page = Layout::from_size_align(PAGE_SIZE, PAGE_SIZE).ok()?;
+    let bytes = (nr_frames as usize).checked_mul(size_of::<FrameWords>())?.next_multiple_of(PAGE_SIZE);
+    let words = carver.take(Layout::from_size_align(bytes, PAGE_SIZE).ok()?)?.expose_provenance().get();
+    let root = (&raw const boot_pml4).cast_mut().cast::<u64>();
+    for (i, at) in (words..words + bytes).step_by(PAGE_SIZE).enumerate() {
+        let address = frames::WORDS + i * PAGE_SIZE;
+        let mut table = root;
+        for level in [3, 2, 1] {
+            // SAFETY: one of the table's 512 entries.
+            let entry = unsafe { table.add(address >> (12 + 9 * level) & 511) };
+            // SAFETY: as above; this is the only CPU.
+            if unsafe { entry.read_volatile() } == 0 {
+                let new = carver.take(page)?.expose_provenance().get() as u64;
+                // SAFETY: as above.
+                unsafe { entry.write_volatile(new | 3) };
+            }
+            // SAFETY: as above; tables are mapped one to one.
+            let below = unsafe { entry.read_volatile() } as usize & !(PAGE_SIZE - 1);
+            table = core::ptr::with_exposed_provenance_mut(below);
+        }
+        // SAFETY: as above. Global is not used, so nothing lingers that was not there.
+        unsafe { table.add(address >> 12 & 511).write_volatile(at as u64 | 3) };
+    }
     Some(())
 }

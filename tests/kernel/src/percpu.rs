@@ -136,16 +136,18 @@ pub(crate) fn this() -> &'static PerCpu {
 /// One pinned section more, and on which CPU that is. An increment and a load.
 #[inline(always)]
 pub(crate) fn pin() -> CpuId {
-    let id: u32;
-    // SAFETY: both are one instruction on this CPU's own memory, so a thread that moves in between is pinned by then.
+    let id: u64;
+    // SAFETY: both are one instruction on this CPU's own memory, so a thread that moves in between is pinned by then. Writing
+    // the lower half of a register clears the upper.
     unsafe {
         asm!(
             "inc dword ptr gs:[{pins}]",
             "mov {id:e}, dword ptr gs:[{at}]",
             pins = const PINS, at = const ID, id = out(reg) id, options(nostack),
         );
+        core::hint::assert_unchecked(id < MAX_CPUS as u64);
     }
-    CpuId(id)
+    CpuId(id as u32)
 }
 
 /// One pinned section less.

@@ -2,7 +2,6 @@
 
 use alloc::vec::Vec;
 use core::arch::asm;
-use core::hint::black_box;
 
 use kmem_sync::{Cpu, Pinned, SpinLock};
 
@@ -56,12 +55,33 @@ impl Table {
     }
 }
 
+/// The value, of which the compiler knows nothing any more. Unlike `core::hint::black_box` it stays in its register, so nothing
+/// is added to what is counted.
+#[inline(always)]
+pub(super) fn opaque(value: usize) -> usize {
+    let mut value = value;
+    // SAFETY: nothing.
+    unsafe { asm!("/* {0} */", inout(reg) value, options(nostack, preserves_flags)) };
+    value
+}
+
+/// As [`opaque`] for an address.
+#[inline(always)]
+pub(super) fn opaque_pointer(value: core::ptr::NonNull<u8>) -> core::ptr::NonNull<u8> {
+    let mut address = value.as_ptr();
+    // SAFETY: nothing; the address is the same.
+    unsafe {
+        asm!("/* {0} */", inout(reg) address, options(nostack, preserves_flags));
+        core::ptr::NonNull::new_unchecked(address)
+    }
+}
+
 /// What the loop itself takes for `n` rounds.
 #[inline(never)]
 fn empty_loop(n: usize) -> u64 {
     let start = tsc();
     for i in 0..n {
-        black_box(i);
+        opaque(i);
     }
     tsc() - start
 }
@@ -76,7 +96,7 @@ fn median(mut counts: [u64; BATCHES]) -> u64 {
 pub(super) fn each(n: usize, mut f: impl FnMut(usize)) -> u64 {
     per_batch(n, || (), |()| {
         for i in 0..n {
-            f(black_box(i));
+            f(opaque(i));
         }
     })
 }
@@ -104,7 +124,7 @@ pub(super) fn sustained(n: usize, mut f: impl FnMut(usize)) -> u64 {
     }
     let start = tsc();
     for i in 0..n {
-        f(black_box(i));
+        f(opaque(i));
     }
     (tsc() - start).saturating_sub(empty_loop(n)) * 10 / n as u64
 }
