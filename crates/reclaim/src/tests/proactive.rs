@@ -96,7 +96,7 @@ fn empty_rounds_count_in_total_not_in_a_row() {
     let mut passes = 0u32;
     reclaim.env().on_shrink(move |toy, scan| {
         passes += 1;
-        if passes % 100 == 0 && scan.limits.root == G1 {
+        if passes.is_multiple_of(100) && scan.limits.root == G1 {
             toy.list(N0, G1, List::new(40, Pages::Free));
         }
     });

@@ -338,15 +338,15 @@ fn slots_leave_from_any_place() {
     };
     static SLOTS: [ShrinkerSlot<'static>; 4] = [const { ShrinkerSlot::new("one of four", &CACHE) }; 4];
     let reclaim = machine(1);
-    for gone in 0..SLOTS.len() {
+    for gone in &SLOTS {
         for slot in &SLOTS {
             reclaim.register_shrinker(slot).unwrap();
         }
         let all = || reclaim.shrinkers().len(reclaim.env().cpu_of(), reclaim.env());
         assert_eq!(all(), 4);
-        reclaim.unregister_shrinker(&SLOTS[gone]).unwrap();
+        reclaim.unregister_shrinker(gone).unwrap();
         assert_eq!(all(), 3);
-        reclaim.register_shrinker(&SLOTS[gone]).unwrap();
+        reclaim.register_shrinker(gone).unwrap();
         for slot in SLOTS.iter().rev() {
             reclaim.unregister_shrinker(slot).unwrap();
         }
