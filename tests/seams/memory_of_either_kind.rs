@@ -74,6 +74,26 @@ fn in_interrupts_areas_are_freed_later_and_not_made() {
     unsafe { kmem.kvfree(memory.as_ptr()) }.unwrap();
 }
 
+// UC-04
+#[test]
+fn copies_to_user_space_stay_inside_one_area_or_block() {
+    let kmem = machine().kmem();
+    for size in [100_000, 6 << 20] {
+        let memory = kmem.kvmalloc(size, KERNEL).unwrap().as_ptr();
+        let room = if kmem.is_vmalloc_addr(memory) { size + PAGE_SIZE } else { 128 << 10 };
+        assert_eq!(kmem.check_object_size(memory, room), Ok(()), "the guard page is inside the bound");
+        assert!(kmem.check_object_size(memory, room + 1).is_err());
+        assert_eq!(kmem.check_object_size(memory.wrapping_add(room - 8), 8), Ok(()));
+        assert!(kmem.check_object_size(memory.wrapping_add(room - 8), 9).is_err());
+        let area = kmem.is_vmalloc_addr(memory);
+        // SAFETY: ours, freed once.
+        unsafe { kmem.kvfree(memory) }.unwrap();
+        if area {
+            assert!(kmem.check_object_size(memory, 8).is_err(), "no area is there any more");
+        }
+    }
+}
+
 /// Allocates and resizes both ways; whatever fails leaves the rest as it was. Everything is free at the end.
 fn either_way(kmem: Kmem) {
     let gfp = KERNEL | Gfp::NOWARN;

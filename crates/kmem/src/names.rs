@@ -121,11 +121,6 @@ impl<P: Platform> Kmem<P> {
         fn kmalloc_nolock(size_bytes: usize, gfp: Gfp, node: Option<NodeId>) -> Result<NonNull<u8>, AllocError>;
         /// How many bytes a request gets.
         fn kmalloc_size_roundup(size_bytes: usize) -> usize;
-        /// Whether the bytes may be copied to or from user space.
-        ///
-        /// # Errors
-        /// [`UsercopyError`].
-        fn check_object_size(ptr: *const u8, len: usize) -> Result<(), UsercopyError>;
         /// A copy in a block of its own.
         ///
         /// # Errors
@@ -236,6 +231,24 @@ impl<P: Platform> Kmem<P> {
         /// # Errors
         /// A [`KfreeError`]; nothing has changed.
         fn kfree_const(string: *mut c_char) -> Result<(), KfreeError>;
+    }
+
+    /// Whether the bytes may be copied to or from user space: inside one block, the usercopy window of one object, or one
+    /// area of vmalloc. Memory that is none of these is not judged.
+    ///
+    /// # Errors
+    /// [`UsercopyError`].
+    #[doc(alias = "__check_object_size")]
+    pub fn check_object_size(&self, ptr: *const u8, len: usize) -> Result<(), UsercopyError> {
+        if len == 0 || !self.vmalloc.is_vmalloc_addr(ptr) {
+            return self.kmalloc.check_object_size(ptr, len);
+        }
+        let address = ptr.addr();
+        let area = self.vmalloc.find_vm_area(ptr).ok_or(UsercopyError::BadRange { address, len })?;
+        if area.range.end.saturating_sub(address) < len {
+            return Err(UsercopyError::OutsideWindow { offset: address.saturating_sub(area.range.start), len });
+        }
+        Ok(())
     }
 
     /// A private set of caches.
