@@ -21,7 +21,7 @@ use kmem_gfp::{Gfp, NodeId, PAGE_SHIFT, PAGE_SIZE, Pfn};
 use crate::address_space::AddressSpace;
 use crate::alloc::Kind;
 use crate::area::Area;
-use crate::meta::{alloc_block, free_block, order_of};
+use crate::meta::{alloc_block_on, free_block, order_of};
 use crate::purge::{Mode, Union};
 use crate::tree::Wanted;
 use crate::vmalloc::{Shared, Vmalloc};
@@ -169,7 +169,8 @@ impl RamBlocks {
 impl<E: VmallocEnv> Vmalloc<E> {
     /// Maps up to a few frames for a short while: the cheapest mapping there is. Up to [`RAM_PAGES_MAX`] pages come out of a
     /// block of the CPU's node; more get an area of their own. End it with [`vm_unmap_ram`](Self::vm_unmap_ram) and the
-    /// same count. `node` is where the mapping is used mostly. Task context; sleeps.
+    /// same count. `node` is where the memory for a new block's own description is taken, if that can be had there; mappings
+    /// of all nodes share the block of the CPU. Task context; sleeps.
     ///
     /// # Safety
     /// The frames are the caller's to map for as long as the mapping lives.
@@ -178,7 +179,6 @@ impl<E: VmallocEnv> Vmalloc<E> {
     /// As for [`alloc`](Self::alloc).
     #[track_caller]
     pub unsafe fn vm_map_ram(&self, frames: &[Pfn], node: Option<NodeId>) -> Result<NonNull<u8>, VmallocError> {
-        let _ = node;
         let shared = self.shared()?;
         let gfp = Gfp::KERNEL;
         self.check_context(gfp)?;
@@ -195,7 +195,7 @@ impl<E: VmallocEnv> Vmalloc<E> {
             if let Some(page) = shared.node(here).ram.with(self.env.cpu(), |ram| ram.carve(room, nr_pages)) {
                 break page;
             }
-            self.add_block(shared, here, gfp, Location::caller())?;
+            self.add_block(shared, here, gfp, node, Location::caller())?;
         };
         let address = shared.address(page);
         // SAFETY: carved for us, and nothing is mapped there: pages of a block are carved once.
@@ -272,11 +272,12 @@ impl<E: VmallocEnv> Vmalloc<E> {
         shared: &Shared,
         node: usize,
         gfp: Gfp,
+        hint: Option<NodeId>,
         caller: &'static Location<'static>,
     ) -> Result<(), VmallocError> {
         let pages = shared.ram_block_pages;
         let wanted = Wanted { pages, align: pages, lo: 0, hi: shared.nr_pages };
-        let memory = alloc_block(&self.env, gfp, order_of::<Block>())
+        let memory = alloc_block_on(&self.env, gfp, order_of::<Block>(), hint)
             .map_err(|source| Self::no_memory(pages, source))?
             .cast::<Block>();
         let kind = ram_kind(VmFlags::RAM | VmFlags::RAM_BLOCK, pages, caller);

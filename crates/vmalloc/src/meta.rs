@@ -6,7 +6,7 @@
 
 use core::ptr::NonNull;
 
-use kmem_gfp::{AllocError, FrameTable, Gfp, Order, PageAllocator};
+use kmem_gfp::{AllocError, FrameTable, Gfp, NodeId, Order, PageAllocator};
 
 use crate::VmallocEnv;
 
@@ -31,7 +31,17 @@ pub(crate) fn meta_gfp(gfp: Gfp) -> Gfp {
 
 /// Allocates a block and finds where it is mapped. Its contents are arbitrary.
 pub(crate) fn alloc_block<E: VmallocEnv>(env: &E, gfp: Gfp, order: Order) -> Result<NonNull<u8>, AllocError> {
-    let pfn = env.pages().alloc_pages(gfp, order, None)?;
+    alloc_block_on(env, gfp, order, None)
+}
+
+/// [`alloc_block`], preferably on `node`.
+pub(crate) fn alloc_block_on<E: VmallocEnv>(
+    env: &E,
+    gfp: Gfp,
+    order: Order,
+    node: Option<NodeId>,
+) -> Result<NonNull<u8>, AllocError> {
+    let pfn = env.pages().alloc_pages(gfp, order, node)?;
     match env.frames().address_of(pfn) {
         Some(address) => Ok(address),
         None => {

@@ -212,3 +212,24 @@ fn threads_map_and_unmap_at_once() {
     drop(vmalloc);
     assert_eq!((machine.in_use_but_tables(), machine.nr_mapped()), (0, 0));
 }
+
+#[test]
+fn the_node_of_a_mapping_is_where_its_blocks_description_goes() {
+    let machine = Machine::new(512);
+    let vmalloc = machine.window(1 << 20);
+    let frames = machine.take_frames(1);
+    let map_on = |node| {
+        // SAFETY: the frames are the test's.
+        unsafe { vmalloc.vm_map_ram(&frames, Some(kmem_gfp::NodeId(node))) }.unwrap().addr().get()
+    };
+    machine.watch();
+    let first = map_on(3);
+    let asked: Vec<_> = machine.seen().iter().filter_map(|seen| seen.node).collect();
+    assert_eq!(asked, [kmem_gfp::NodeId(3)]);
+    machine.watch();
+    let second = map_on(2);
+    assert_eq!(page(second), page(first) + 1, "the block of the CPU serves all nodes");
+    assert!(machine.seen().iter().all(|seen| seen.node.is_none()));
+    unmap(&vmalloc, first, 1).unwrap();
+    unmap(&vmalloc, second, 1).unwrap();
+}
