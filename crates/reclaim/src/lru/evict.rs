@@ -196,8 +196,7 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
         let Some(vector) = self.vector(word.node(), word.group()) else { return Fate::Keep };
         let now = State(words.state.load(Ordering::Relaxed));
         let age = P::eviction_age(vector, now);
-        let shadow =
-            Shadow::new(word.node(), word.group(), age, now.has(State::WORKINGSET), now.refs());
+        let shadow = Shadow::new(word.node(), word.group(), age, now.has(State::WORKINGSET), now.refs());
         if owner.evict(page, shadow, gfp).is_err() {
             return Fate::Keep;
         }
@@ -217,12 +216,9 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
         let (set, clear) = (to.0 & !from.0, from.0 & !to.0);
         if set | clear != 0 {
             let mut found = words.state.load(Ordering::Relaxed);
-            while let Err(now) = words.state.compare_exchange_weak(
-                found,
-                found & !clear | set,
-                Ordering::Relaxed,
-                Ordering::Relaxed,
-            ) {
+            while let Err(now) =
+                words.state.compare_exchange_weak(found, found & !clear | set, Ordering::Relaxed, Ordering::Relaxed)
+            {
                 found = now;
             }
         }

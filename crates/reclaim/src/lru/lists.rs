@@ -129,8 +129,7 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
             unsafe { nodes.add(at).write(NodeCounts::default()) };
         }
         // SAFETY: as above; the slots are this value's alone.
-        let batches =
-            unsafe { PerCpu::init(memory.add(parts.batches), env.cpu().nr_cpus(), |_| Batch::default()) };
+        let batches = unsafe { PerCpu::init(memory.add(parts.batches), env.cpu().nr_cpus(), |_| Batch::default()) };
         // INVARIANT: everything has just been written (1); no page is listed (2).
         Ok(Self { env, vectors, nodes, batches, nr_nodes, max_groups, min_ttl_ms: AtomicU64::new(0) })
     }

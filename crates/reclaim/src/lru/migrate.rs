@@ -62,7 +62,8 @@ unsafe impl<E: LruEnv, P: Policy> MovableOwner for Lists<E, P> {
             return Err(error);
         }
         // What was noted of the source meanwhile.
-        let late = from.state.load(Ordering::Relaxed) & !state.0 & (State::ACTIVE | State::WORKINGSET | State::UNEVICTABLE);
+        let late =
+            from.state.load(Ordering::Relaxed) & !state.0 & (State::ACTIVE | State::WORKINGSET | State::UNEVICTABLE);
         if late != 0 {
             to.state.fetch_or(late, Ordering::Relaxed);
         }

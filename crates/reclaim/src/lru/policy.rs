@@ -2,7 +2,7 @@
 
 use super::vector::{Kind, Vector};
 use super::word::State;
-use super::{Look, Lists, LruEnv, Shadow};
+use super::{Lists, Look, LruEnv, Shadow};
 use crate::{GroupId, Protection, Scan};
 use kmem_gfp::NodeId;
 

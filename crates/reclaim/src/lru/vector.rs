@@ -15,9 +15,9 @@ use super::policy::Policy;
 use crate::{GroupId, ListCounts};
 
 /// Lists of a vector; the last holds what must stay.
-pub const NR_LISTS: usize = 9;
+pub(crate) const NR_LISTS: usize = 9;
 /// The list of pages that must stay.
-pub const UNEVICTABLE_LIST: usize = 8;
+pub(crate) const UNEVICTABLE_LIST: usize = 8;
 
 /// How pages are counted: the fields of [`ListCounts`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,7 @@ impl Kind {
 
 /// Pages by kind, in pages. Signed, because the two halves of a move may be added in either order.
 #[derive(Debug, Default)]
-pub struct Counts([AtomicI64; KINDS]);
+pub(crate) struct Counts([AtomicI64; KINDS]);
 
 impl Counts {
     pub(crate) fn add(&self, kind: Kind, n: i64) {

@@ -53,7 +53,8 @@ impl Feedback {
         let at = kind.index();
         let tiers = self.refaulted.get(at).into_iter().flatten().zip(self.total.get(at).into_iter().flatten());
         let spared = self.protected.get(at).into_iter().flatten();
-        let (back, gone) = (shared.refaulted.get(at).into_iter().flatten(), shared.evicted.get(at).into_iter().flatten());
+        let (back, gone) =
+            (shared.refaulted.get(at).into_iter().flatten(), shared.evicted.get(at).into_iter().flatten());
         for (((average, protected), back), gone) in tiers.zip(spared).zip(back).zip(gone).take(to).skip(from) {
             rate.refaulted += average.0 + back.load(Ordering::Relaxed);
             rate.total += average.1 + protected + gone.load(Ordering::Relaxed);

@@ -36,7 +36,10 @@ impl Allowed {
     }
 
     fn kinds(self) -> impl Iterator<Item = PageKind> {
-        [(self.anon, PageKind::Anon), (self.file, PageKind::File)].into_iter().filter(|(allowed, _)| *allowed).map(|(_, kind)| kind)
+        [(self.anon, PageKind::Anon), (self.file, PageKind::File)]
+            .into_iter()
+            .filter(|(allowed, _)| *allowed)
+            .map(|(_, kind)| kind)
     }
 }
 
@@ -56,9 +59,8 @@ pub(super) fn shrink<E: LruEnv>(
         left = size.min(LEFTOVER);
     }
     while left > 0 {
-        let due = lists.section(node, group, |section| {
-            section.is_aging_due(allowed).then_some(section.inner.policy.max_seq)
-        });
+        let due =
+            lists.section(node, group, |section| section.is_aging_due(allowed).then_some(section.inner.policy.max_seq));
         if let Some(Some(max_seq)) = due {
             // At first, rather leave it to another group: aging is the dearer part.
             if scan.priority == Scan::FIRST_PRIORITY && group != scan.limits.root {
