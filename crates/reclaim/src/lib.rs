@@ -25,6 +25,7 @@ mod group_reclaim;
 #[forbid(unsafe_code)]
 mod kswapd;
 pub mod lru;
+pub mod memcg;
 #[forbid(unsafe_code)]
 mod node;
 #[forbid(unsafe_code)]
