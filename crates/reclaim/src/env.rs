@@ -203,7 +203,8 @@ pub trait Zones: Sync {
         None
     }
 
-    /// Empties the per-CPU sets. Only where sleeping is allowed.
+    /// Empties the per-CPU sets: a background run has freed nothing, and their pages do not count as free. Only where
+    /// sleeping is allowed.
     fn drain(&self) {}
 
     /// Wakes the node's background compaction for an order. Never sleeps.

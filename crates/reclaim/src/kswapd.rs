@@ -336,7 +336,11 @@ impl<E: ReclaimEnv> Reclaim<E> {
 
     fn end_run(&self, node: NodeId, state: &Node, kswapd: &mut Kswapd, balanced: bool) -> KswapdStep {
         if !balanced && kswapd.reclaimed == 0 && !kswapd.started_boosted() {
-            state.failures.fetch_add(1, Ordering::Relaxed);
+            // What is missing may lie in the sets of idle CPUs.
+            self.env().zones().drain();
+            if !self.is_balanced(node, kswapd.order, kswapd.alloc.ceiling) {
+                state.failures.fetch_add(1, Ordering::Relaxed);
+            }
         }
         if kswapd.started_boosted() {
             let zones = self.env().zones();

@@ -263,6 +263,19 @@ fn a_run_for_a_high_order_goes_on_for_single_pages_once_compaction_has_its_gap()
 }
 
 #[test]
+fn pages_in_the_sets_of_idle_cpus_are_not_counted_as_missing() {
+    //
+    let reclaim = small(50, 100, Pages::Stay);
+    reclaim.env().state().in_sets = 200;
+    wake(&reclaim, Gfp::KERNEL, 0);
+    settle(&reclaim);
+    assert!(reclaim.is_balanced(N0, Order::ZERO, NORMAL) && !reclaim.is_hopeless(N0));
+    let state = reclaim.node(N0).unwrap();
+    assert_eq!(state.failures.load(kmem_sync::atomic::Ordering::Relaxed), 0);
+    assert_eq!(reclaim.env().take_log().iter().filter(|did| **did == Did::Drain).count(), 1);
+}
+
+#[test]
 fn progress_ends_hopelessness_only_if_it_was_enough() {
     //
     let reclaim = small(50, 100, Pages::Stay);

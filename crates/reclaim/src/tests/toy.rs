@@ -35,6 +35,7 @@ pub(super) enum Did {
     Pressure(GroupId, PressureLevel),
     Compact(CompactPriority),
     Oom,
+    Drain,
 }
 
 /// One zone.
@@ -111,6 +112,8 @@ pub(super) struct State {
     pub(super) tiering: bool,
     pub(super) kernel_memory: bool,
     pub(super) slab_pages: u64,
+    /// Pages in the per-CPU sets of node 0.
+    pub(super) in_sets: u64,
     pub(super) forbidden: Vec<NodeId>,
     pub(super) oom: Option<OomOutcome>,
     pub(super) parks: u32,
@@ -264,6 +267,14 @@ impl Zones for Toy {
     }
     fn fragmentation_index(&self, node: NodeId, zone: ZoneKind, _order: Order) -> Option<u32> {
         self.state().zones.get(&(node, zone)).and_then(|zone| zone.fragmentation)
+    }
+    fn drain(&self) {
+        self.did(Did::Drain);
+        let mut state = self.state();
+        let pages = core::mem::take(&mut state.in_sets);
+        if let Some(zone) = state.zones.get_mut(&(N0, NORMAL)) {
+            zone.free += pages;
+        }
     }
     fn wake_compaction(&self, node: NodeId, order: Order, ceiling: ZoneKind) {
         self.did(Did::WakeCompaction(node, order, ceiling));
