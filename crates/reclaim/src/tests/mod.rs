@@ -12,6 +12,7 @@ mod direct;
 mod failures;
 #[cfg(not(loom))]
 mod kswapd;
+mod lru;
 #[cfg(not(loom))]
 mod proactive;
 #[cfg(not(loom))]
