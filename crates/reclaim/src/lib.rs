@@ -30,6 +30,8 @@ pub mod memcg;
 mod node;
 #[forbid(unsafe_code)]
 mod node_reclaim;
+pub mod oom;
+pub mod psi;
 #[forbid(unsafe_code)]
 pub mod scan;
 #[forbid(unsafe_code)]

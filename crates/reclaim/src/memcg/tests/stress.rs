@@ -28,7 +28,8 @@ impl Random {
 fn worker(memcg: Table, cpu: u32, groups: &[AtomicU32], rounds: u32) {
     run_on(Some(cpu));
     let mut random = Random(0x9e37 + u64::from(cpu));
-    let (mut pages, mut objects): (Vec<(Payer, u64)>, Vec<(Payer, usize)>) = Default::default();
+    let mut pages: Vec<(Payer, u64)> = Vec::new();
+    let mut objects: Vec<(Payer, usize)> = Vec::new();
     for round in 0..rounds {
         let group = GroupId(groups[random.next(groups.len() as u64) as usize].load(Ordering::Relaxed));
         match random.next(6) {
