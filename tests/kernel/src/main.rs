@@ -75,6 +75,8 @@ mod smp;
 #[cfg(bare_metal)]
 mod start;
 #[cfg(bare_metal)]
+mod step;
+#[cfg(bare_metal)]
 mod suite;
 #[cfg(bare_metal)]
 mod symbols;

@@ -7,7 +7,7 @@ use kmem_sync::atomic::{AtomicPtr, Ordering};
 
 use crate::apic::{self, vector};
 use crate::exit::{Exit, exit};
-use crate::{console, fault, grace, ipi, percpu, sched, thread};
+use crate::{console, fault, grace, ipi, percpu, sched, step, thread};
 
 global_asm!(
     include_str!("trap.s"),
@@ -45,6 +45,7 @@ impl Frame {
     }
 }
 
+const STEP: u64 = 1;
 const NMI: u64 = 2;
 const PAGE_FAULT: u64 = 14;
 const TIMER: u64 = vector::TIMER as u64;
@@ -108,6 +109,7 @@ extern "C" fn trap(frame: &mut Frame) {
             this.nmis.store(this.nmis.load(Ordering::Relaxed) + 1, Ordering::Release);
             percpu::set_flags(before);
         }
+        STEP => step::stepped(frame.rip),
         PAGE_FAULT => {
             if !fault::page_fault(frame) {
                 fatal(frame);
@@ -129,7 +131,8 @@ fn preempt(frame: &mut Frame) {
     }
     frame.rip = preempt_entry as *const () as u64;
     frame.rsp = at;
-    frame.rflags &= !0x200;
+    // Neither interrupts nor steps in the scheduler.
+    frame.rflags &= !0x300;
 }
 
 /// Ends the machine for something that nobody expected.

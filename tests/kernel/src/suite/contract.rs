@@ -37,10 +37,12 @@ super::tests![
     c03_destroy_with_objects_left_counts_them_and_loses_nothing,
     p01_alloc_pages_and_relatives_give_pages_of_every_order,
     v01_vmalloc_gives_contiguous_addresses_over_any_frames,
+    v02_kvmalloc_is_kmalloc_where_that_succeeds_and_vmalloc_where_it_does_not,
     f01_kfree_takes_what_kmalloc_gave,
     f02_objects_of_caches_go_back_by_kmem_cache_free_or_kfree,
     f03_bulk_and_rcu_forms_take_the_same,
     f04_vfree_takes_any_address_of_an_area_once,
+    f05_kvfree_takes_what_kvmalloc_gave_and_anything_else,
     f06_every_other_pairing_is_a_caught_error,
     g01_a_context_that_must_not_sleep_must_not_ask_with_gfp_kernel,
     g03_reports_can_be_silenced_and_are_rate_limited,
@@ -241,6 +243,41 @@ fn v01_vmalloc_gives_contiguous_addresses_over_any_frames() {
         // SAFETY: ours, freed once.
         unsafe { vmalloc().vfree(area.as_ptr()) }.expect("ours");
     }
+}
+
+/// Gives back what kvmalloc or anything else gave.
+fn kvfree(block: NonNull<u8>) {
+    // SAFETY: callers own the block and use it no more.
+    unsafe { kmem().kvfree(block.as_ptr()) }.expect("ours");
+}
+
+fn v02_kvmalloc_is_kmalloc_where_that_succeeds_and_vmalloc_where_it_does_not() {
+    let is_area = |block: NonNull<u8>| vmalloc().is_vmalloc_addr(block.as_ptr());
+    for (size, area) in [(100, false), (20_000, false), (KMALLOC_MAX_SIZE + 1, true)] {
+        let block = kmem().kvzalloc(size, KERNEL).expect("memory");
+        assert_eq!(is_area(block), area, "{size}");
+        assert!(is_zero(block, size.min(30_000)));
+        fill(block, size, 21);
+        check(block, size, 21);
+        kvfree(block);
+    }
+    // No block of that order is to be had: the pages are, one by one.
+    let _alone = kmem().nofs_scope();
+    fail_page_request(1);
+    let block = kmem().kvmalloc(1 << 20, KERNEL | Gfp::NOWARN).expect("memory");
+    fail_page_request(0);
+    assert!(is_area(block));
+    kvfree(block);
+}
+
+fn f05_kvfree_takes_what_kvmalloc_gave_and_anything_else() {
+    let cache = kmem().kmem_cache_create("f05", 72, &CacheArgs::default()).expect("a cache");
+    kvfree(kmem().kmem_cache_alloc(cache, KERNEL).expect("memory"));
+    kvfree(kmem().kmalloc(100, KERNEL).expect("memory"));
+    kvfree(vmalloc().vmalloc(100).expect("memory"));
+    kvfree(kmem().kvmalloc(10_000, KERNEL).expect("memory"));
+    // SAFETY: nobody uses it any more.
+    unsafe { kmem().kmem_cache_destroy(cache) }.expect("empty");
 }
 
 fn f01_kfree_takes_what_kmalloc_gave() {

@@ -1,7 +1,7 @@
 //! The tests that run inside the kernel, each in a thread of its own.
 //!
 //! A failed assertion ends the test's thread and nothing else. The last line is `N passed, N failed`; the emulator's status
-//! says the same. `test=NAME` on the command line chooses: a test, a group, or `costs`.
+//! says the same. `test=NAME` on the command line chooses: a test, a group, `costs` or `scaling`.
 
 mod areas;
 mod collections;
@@ -13,6 +13,7 @@ mod machine;
 mod oracle;
 mod pressure;
 mod random;
+mod scaling;
 mod storage;
 mod threads;
 mod tools;
@@ -41,7 +42,7 @@ macro_rules! tests {
 }
 use tests;
 
-const GROUPS: [(&str, &[Test]); 11] = [
+const GROUPS: [(&str, &[Test]); 12] = [
     ("machine", machine::TESTS),
     ("contract", contract::TESTS),
     ("pressure", pressure::TESTS),
@@ -52,6 +53,7 @@ const GROUPS: [(&str, &[Test]); 11] = [
     ("interrupts", interrupts::TESTS),
     ("oracle", oracle::TESTS),
     ("storage", storage::TESTS),
+    ("scaling", scaling::TESTS),
     ("costs", costs::TESTS),
 ];
 
@@ -87,13 +89,13 @@ pub(crate) fn main() {
     exit(if failed == 0 && passed > 0 { Exit::Passed } else { Exit::Failed })
 }
 
-/// Runs what `wanted` names: everything but the costs, a group, or the tests whose name contains it.
+/// Runs what `wanted` names: everything but what measures, a group, or the tests whose name contains it.
 fn run(wanted: &str) -> (u32, u32) {
     let (mut passed, mut failed) = (0, 0);
     for (group, tests) in GROUPS {
         for test in tests {
             let chosen = match wanted {
-                "all" => group != "costs",
+                "all" => !matches!(group, "costs" | "scaling"),
                 _ => group == wanted || test.name.contains(wanted),
             };
             if !chosen {

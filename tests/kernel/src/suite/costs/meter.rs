@@ -94,11 +94,15 @@ fn median(mut counts: [u64; BATCHES]) -> u64 {
 /// Tenths of an instruction a round of `f`, which runs `n` times a batch.
 #[inline(always)]
 pub(super) fn each(n: usize, mut f: impl FnMut(usize)) -> u64 {
-    per_batch(n, || (), |()| {
-        for i in 0..n {
-            f(opaque(i));
-        }
-    })
+    per_batch(
+        n,
+        || (),
+        |()| {
+            for i in 0..n {
+                f(opaque(i));
+            }
+        },
+    )
 }
 
 /// As [`each`] for a batch that is prepared before and has to run as a whole: `batch` is timed, `prepare` is not.

@@ -203,7 +203,8 @@ fn free_bulk(k: K, cache: &KmemCache, objects: &mut Objects) {
 
 fn bulk(table: &mut Table, k: K, cache: &KmemCache) {
     let objects = core::cell::RefCell::new([None; 32]);
-    let (alloc, free) = both(1, || alloc_bulk(k, cache, &mut objects.borrow_mut()), || free_bulk(k, cache, &mut objects.borrow_mut()));
+    let (alloc, free) =
+        both(1, || alloc_bulk(k, cache, &mut objects.borrow_mut()), || free_bulk(k, cache, &mut objects.borrow_mut()));
     table.row("kmem_cache_alloc_bulk of 32, per call", alloc, 4840);
     table.row("kmem_cache_free_bulk of 32, per call", free, 10_950);
     let mut objects = [None; 32];

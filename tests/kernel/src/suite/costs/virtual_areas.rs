@@ -40,25 +40,45 @@ const ROWS: [Rows; 4] = [
     Rows {
         size: 4 << 10,
         n: 500,
-        names: ["vmalloc(4 KiB)+vfree", "vmalloc(4 KiB), batch", "vfree(4 KiB), batch", "vmalloc(4 KiB)+vfree sustained, all in"],
+        names: [
+            "vmalloc(4 KiB)+vfree",
+            "vmalloc(4 KiB), batch",
+            "vfree(4 KiB), batch",
+            "vmalloc(4 KiB)+vfree sustained, all in",
+        ],
         linux: [32_260, 19_080, 13_280, 35_270],
     },
     Rows {
         size: 64 << 10,
         n: 200,
-        names: ["vmalloc(64 KiB)+vfree", "vmalloc(64 KiB), batch", "vfree(64 KiB), batch", "vmalloc(64 KiB)+vfree sustained, all in"],
+        names: [
+            "vmalloc(64 KiB)+vfree",
+            "vmalloc(64 KiB), batch",
+            "vfree(64 KiB), batch",
+            "vmalloc(64 KiB)+vfree sustained, all in",
+        ],
         linux: [62_150, 32_730, 30_380, 65_650],
     },
     Rows {
         size: 1 << 20,
         n: 40,
-        names: ["vmalloc(1 MiB)+vfree", "vmalloc(1 MiB), batch", "vfree(1 MiB), batch", "vmalloc(1 MiB)+vfree sustained, all in"],
+        names: [
+            "vmalloc(1 MiB)+vfree",
+            "vmalloc(1 MiB), batch",
+            "vfree(1 MiB), batch",
+            "vmalloc(1 MiB)+vfree sustained, all in",
+        ],
         linux: [533_930, 233_840, 299_340, 538_780],
     },
     Rows {
         size: 4 << 20,
         n: 10,
-        names: ["vmalloc(4 MiB)+vfree", "vmalloc(4 MiB), batch", "vfree(4 MiB), batch", "vmalloc(4 MiB)+vfree sustained, all in"],
+        names: [
+            "vmalloc(4 MiB)+vfree",
+            "vmalloc(4 MiB), batch",
+            "vfree(4 MiB), batch",
+            "vmalloc(4 MiB)+vfree sustained, all in",
+        ],
         linux: [2_095_220, 895_050, 1_179_090, 2_085_620],
     },
 ];
@@ -78,6 +98,16 @@ pub(super) fn measure(table: &mut Table) {
         table.row(names[1], taken, linux[1]);
         table.row(names[2], freed, linux[2]);
         table.row(names[3], all_in, linux[3]);
+    }
+    for (name, size, linux) in
+        [("kvmalloc(16 KiB)+kvfree", 16 << 10, 9460), ("kvmalloc(1 MiB)+kvfree", 1 << 20, 86_130)]
+    {
+        let count = each(200, |_| {
+            let Ok(block) = kmem().kvmalloc(size, Gfp::KERNEL) else { none() };
+            // SAFETY: the measurement's own.
+            let _ = unsafe { kmem().kvfree(opaque_pointer(block).as_ptr()) };
+        });
+        table.row(name, count, linux);
     }
     let frames: Vec<Pfn> = (0..16).filter_map(|_| kmem().alloc_page(Gfp::KERNEL).ok()).collect();
     let count = each(100, |_| {
