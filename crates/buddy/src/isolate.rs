@@ -105,7 +105,7 @@ impl<E: BuddyEnv> Buddy<E> {
     }
 
     /// As [`isolate_range`](Self::isolate_range), without looking at what the range holds.
-    fn isolate_blocks(&self, range: PfnRange, mode: IsolateMode) -> Result<Isolation<'_, E>, AllocError> {
+    pub(crate) fn isolate_blocks(&self, range: PfnRange, mode: IsolateMode) -> Result<Isolation<'_, E>, AllocError> {
         let state = self.state().ok_or(AllocError::NotReady)?;
         let size = u64::from(FRAMES);
         if range.is_empty() {

@@ -7,9 +7,10 @@
 //!
 //! In reading order: [`MemoryMap`] says what there is; [`BuddyEnv`] is what the allocator takes from its surroundings;
 //! [`Buddy`] is the allocator, and implements the traits of `kmem-gfp` ([`PageAllocator`](kmem_gfp::PageAllocator),
-//! [`BulkPages`](kmem_gfp::BulkPages), [`ExactPages`](kmem_gfp::ExactPages)). Inside: `bits` and `line` (a pageblock),
+//! [`BulkPages`](kmem_gfp::BulkPages), [`ExactPages`](kmem_gfp::ExactPages), [`ContigRange`](kmem_gfp::ContigRange)). Inside: `bits` and `line` (a pageblock),
 //! `record`, `block` and `arena` (many), `hints` (where to look), `zone`, `cpu`, `pcp` and `tuning` (per-CPU sets), `take` (the rules of
-//! migratetypes), `alloc`, `slowpath` and `free` (a request's way), `views` (the kernel's text formats).
+//! migratetypes), `alloc`, `slowpath` and `free` (a request's way), `isolate`, `migrate`, `contig` and `compact` (moving memory), `views`
+//! (the kernel's text formats).
 //!
 //! The allocator works on frame numbers and never touches the memory that it hands out.
 #![doc = include_str!("../README.md")]

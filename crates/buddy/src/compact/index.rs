@@ -118,7 +118,12 @@ impl Zone {
 
     /// Whether taking `pages` more out of circulation for a while leaves the min mark intact.
     pub(crate) fn can_spare(&self, pages: u64) -> bool {
-        self.free_pages() > self.watermark(Watermark::Min) + pages
+        self.spare_pages() >= pages
+    }
+
+    /// How many pages may be taken out of circulation for a while.
+    pub(crate) fn spare_pages(&self) -> u64 {
+        self.free_pages().saturating_sub(self.watermark(Watermark::Min) + 1)
     }
 }
 

@@ -22,8 +22,8 @@ mod defer;
 mod direct;
 pub(crate) mod index;
 mod manual;
-mod scan;
-mod targets;
+pub(crate) mod scan;
+pub(crate) mod targets;
 mod window;
 
 pub use daemon::Kcompactd;

@@ -121,7 +121,8 @@ impl Run<'_> {
 }
 
 /// What came of one pageblock.
-enum Step {
+#[derive(Debug)]
+pub(crate) enum Step {
     /// On to the next one.
     Next,
     /// The block went to the request that waited for it.
@@ -235,7 +236,7 @@ impl<E: BuddyEnv> Buddy<E> {
     }
 
     /// Empties one window; `None` if it did not become empty.
-    fn compact_window<'b>(
+    pub(crate) fn compact_window<'b>(
         &'b self,
         state: &'b State,
         zone: &'b Zone,

@@ -99,7 +99,8 @@ impl<'b, E: BuddyEnv> Targets<'b, E> {
 
     /// Takes up to `want` blocks from the pageblock that is next; `false` at the end of the road.
     fn take_next(&mut self, order: Order, want: u32, mut taken: impl FnMut(Pfn)) -> bool {
-        if !self.zone.can_spare(u64::from(want) << order.get()) {
+        let want = want.min((self.zone.spare_pages() >> order.get()).min(u64::from(u32::MAX)) as u32);
+        if want == 0 {
             return false;
         }
         while self.at > self.floor + 1 {

@@ -16,7 +16,7 @@ use crate::line::{Line, WORDS};
 
 const ANY: Gfp = Gfp::MEMALLOC.union(Gfp::NOWARN);
 
-fn model(f: impl Fn() + Send + Sync + 'static) {
+pub(super) fn model(f: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 200_000;
     if builder.preemption_bound.is_none() {
@@ -26,7 +26,7 @@ fn model(f: impl Fn() + Send + Sync + 'static) {
 }
 
 /// Cells that stand for the memory of frames.
-struct Shadows(Vec<UnsafeCell<u32>>);
+pub(super) struct Shadows(Vec<UnsafeCell<u32>>);
 
 // SAFETY: loom checks the accesses.
 unsafe impl Sync for Shadows {}
@@ -34,12 +34,12 @@ unsafe impl Sync for Shadows {}
 unsafe impl Send for Shadows {}
 
 impl Shadows {
-    fn new(nr: usize) -> Self {
+    pub(super) fn new(nr: usize) -> Self {
         Self((0..nr).map(|_| UnsafeCell::new(0)).collect())
     }
 
     /// Uses a frame as its owner does.
-    fn touch(&self, frame: usize) {
+    pub(super) fn touch(&self, frame: usize) {
         // SAFETY: loom checks that we are alone.
         self.0[frame].with_mut(|cell| unsafe { *cell += 1 });
     }
@@ -98,7 +98,7 @@ fn a_pair_that_is_in_the_way_of_another_is_given_back() {
 }
 
 /// Two pageblocks, CPUs 0 and 1, without per-CPU sets.
-fn bare() -> Arc<Rig> {
+pub(super) fn bare() -> Arc<Rig> {
     let rig = Rig::with_cpus(2 * 512, 2);
     rig.set_page_sets_enabled(kmem_gfp::NodeId(0), kmem_gfp::ZoneKind::Normal, false);
     Arc::new(rig)
@@ -181,7 +181,7 @@ fn an_isolated_pageblock_hands_out_nothing_that_its_isolator_has_counted() {
 }
 
 /// Four pageblocks, of which the first CPU's set holds `pages`; its stacks are open.
-fn with_set(pages: usize) -> Arc<Rig> {
+pub(super) fn with_set(pages: usize) -> Arc<Rig> {
     let rig = Rig::with_cpus(4 * 512, 2);
     rig.set_min_free_kbytes(0).unwrap();
     let taken: Vec<Pfn> = (0..pages).map(|_| rig.get(Gfp::KERNEL, 0).unwrap()).collect();

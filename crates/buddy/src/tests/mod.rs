@@ -14,10 +14,14 @@ mod daemon;
 mod isolation;
 #[cfg(loom)]
 mod loom;
+#[cfg(loom)]
+mod loom_moving;
 #[cfg(not(loom))]
 mod marks;
 #[cfg(not(loom))]
 mod numa;
+#[cfg(not(loom))]
+mod packing;
 #[cfg(not(loom))]
 mod properties;
 #[cfg(not(loom))]

@@ -224,6 +224,8 @@ pub(crate) struct Env {
     pub(crate) fail_in: AtomicU32,
     pub(crate) cache_pages: AtomicU64,
     pub(crate) tenants: Tenants,
+    /// Who is asked about every frame, if not the tenants.
+    pub(crate) owner: std::sync::OnceLock<Box<dyn MovableOwner + Send>>,
 }
 
 impl Env {
@@ -246,6 +248,7 @@ impl Env {
             fail_in: AtomicU32::new(0),
             cache_pages: AtomicU64::new(0),
             tenants: Tenants::default(),
+            owner: std::sync::OnceLock::new(),
         }
     }
 }
@@ -298,6 +301,9 @@ impl BuddyEnv for Env {
         Some(self.movable.load(Ordering::Relaxed)).filter(|&pages| pages != u64::MAX)
     }
     fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
+        if let Some(owner) = self.owner.get() {
+            return Some(&**owner);
+        }
         if self.tenants.owns(pfn) { Some(&self.tenants) } else { None }
     }
     fn charge(&self, _gfp: Gfp, _order: Order) -> bool {
