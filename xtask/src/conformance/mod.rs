@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use verdicts::{Ruling, Verdict};
 
 /// The families whose every fact must be classified: those that the crates of this workspace serve.
-pub(crate) const FAMILIES: [&str; 12] = ["G", "S", "B", "SL", "KM", "VM", "KV", "RC", "UC", "MP", "DB", "D"];
+pub(crate) const FAMILIES: [&str; 13] = ["G", "S", "B", "C", "SL", "KM", "VM", "KV", "RC", "UC", "MP", "DB", "D"];
 
 /// The contract rows that must be tested.
 pub(crate) const ROWS: &[&str] = &[
