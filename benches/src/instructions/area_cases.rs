@@ -29,7 +29,6 @@ pub(crate) fn cases() -> Vec<Case> {
         case(many, "kmem", run::<kmem_areas::Memory, 1, 1_000_000>),
         case(many, "kmem, addresses only", run::<kmem_areas::Addresses, 1, 1_000_000>),
         case(many, "range-alloc", run::<Filled<Ranges>, 1, 1_000_000>),
-        case(many, "vm-allocator", run::<Filled<Tree>, 1, 1_000_000>),
         case(many, "BTreeMap, first fit", run::<Filled<FirstFit>, 1, 1_000_000>),
         case("vmalloc(64 KiB) + vfree", "kmem", run::<kmem_areas::Memory, 16, 10>),
         case("vmalloc(1 MiB) + vfree", "kmem", run::<kmem_areas::Memory, 256, 10>),

@@ -273,8 +273,8 @@ proptest! {
         let machine = boot(small().vmalloc_bytes(0).ram_backing(RamBacking::Memfd));
         let host = machine.kmem().platform();
         let space = crate::space::Space::new(*machine.cpu(), host.ram, PAGES * PAGE_SIZE, 1 << 20, lingering).unwrap();
-        // SAFETY: the handle is gone before the space.
-        let space = HostSpace::new(unsafe { &*(&raw const space) });
+        // It stays: a handle is for good.
+        let space = HostSpace::new(Box::leak(Box::new(space)));
         let window = space.window().unwrap();
         let block = machine.kmem().alloc_pages(Gfp::KERNEL, Order::new(7).unwrap()).unwrap();
         for i in 0..128 {
