@@ -25,7 +25,7 @@ use std::collections::BTreeMap;
 use verdicts::{Ruling, Verdict};
 
 /// The families whose every fact must be classified: those that the crates of this workspace serve.
-pub(crate) const FAMILIES: [&str; 13] = ["G", "S", "B", "C", "SL", "KM", "VM", "KV", "RC", "UC", "MP", "DB", "D"];
+pub(crate) const FAMILIES: [&str; 14] = ["G", "S", "B", "C", "SL", "KM", "VM", "KV", "RC", "UC", "MP", "DB", "D", "R"];
 
 /// The contract rows that must be tested.
 pub(crate) const ROWS: &[&str] = &[
