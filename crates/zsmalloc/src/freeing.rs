@@ -172,7 +172,6 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
     }
 
     /// Takes the frames of a slot from under a zspage that have no object left.
-    #[cold]
     #[inline(never)]
     pub(crate) fn unback_empty(&mut self, zspage: &Zspage<'p>, slot: usize, released: &mut Released) {
         let (first, last) = zspage.shape().frames_of(slot);

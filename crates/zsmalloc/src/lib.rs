@@ -9,6 +9,7 @@
 #![no_std]
 
 mod access;
+mod carry;
 mod class;
 mod compact;
 #[forbid(unsafe_code)]

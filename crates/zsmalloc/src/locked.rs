@@ -285,21 +285,27 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         let is_last_whole = zspage.is_slot_backed(end - 1);
         let start = start + usize::from(!is_first_whole);
         let end = end - usize::from(!is_last_whole);
-        self.edit(zspage, |inner| inner.set_range(start, end));
+        self.edit(zspage, |inner| {
+            inner.set_range(start, end);
+            inner.nr_frames = inner.nr_frames.wrapping_add(1);
+        });
     }
 
     /// Takes an unused frame from under a zspage.
     pub(crate) fn unback(&mut self, zspage: &Zspage<'p>, frame: usize, released: &mut Released) {
         let word = zspage.frame(frame);
-        let Some(pfn) = frame_at(self.pool.env.frames(), word) else { return };
-        if word.live() != 0 || word.is_isolated() || released.is_full() {
+        if word.live() != 0 || word.is_isolated() || !word.is_backed() || released.is_full() {
             return;
         }
+        let Some(pfn) = frame_at(self.pool.env.frames(), word) else { return };
         self.pool.disclaim_frame(pfn);
         zspage.set_frame(frame, FrameWord(0));
         self.count_frames(-1);
         let (start, end) = zspage.shape().slots_of(frame);
-        self.edit(zspage, |inner| inner.clear_range(start, end));
+        self.edit(zspage, |inner| {
+            inner.clear_range(start, end);
+            inner.nr_frames = inner.nr_frames.wrapping_sub(1);
+        });
         released.push_frame(pfn);
     }
 
@@ -336,7 +342,8 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
 
     /// Whether a zspage has no frame.
     pub(crate) fn is_bare(&self, zspage: &Zspage<'p>) -> bool {
-        (0..zspage.shape().frames()).all(|frame| !zspage.frame(frame).is_backed())
+        // SAFETY: inside the section, and the closure makes no other call.
+        unsafe { zspage.with_inner(|inner| inner.nr_frames == 0) }
     }
 
     pub(crate) fn retire_record(&mut self, number: u32, zspage: &Zspage<'p>, released: &mut Released) {

@@ -479,25 +479,68 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
         let class = self.class;
         self.pool.locked(class, |mut home| {
             for list in (0..NR_LISTS).filter(|&list| all || list != FULL) {
-                while let head @ 0..NONE = self.state.head(list) {
-                    self.unlink(head)?;
-                    let zspage = self.view(head)?;
-                    self.pass_on(&zspage, &mut home);
-                    home.enlist(head, &zspage)?;
-                }
+                self.hand_over_list(list, &mut home)?;
             }
             Ok(())
         })
     }
 
+    /// Puts a whole list before the shared one.
+    fn hand_over_list(&mut self, list: usize, home: &mut Locked<'p, '_, E>) -> Result<(), Corruption> {
+        let first = self.state.head(list);
+        let (mut number, mut last) = (first, NONE);
+        let (mut inuse, mut frames, mut zspages) = (0_i64, 0_i64, 0_i64);
+        while number != NONE {
+            let zspage = self.view(number)?;
+            zspage.owner_word().store(Owner::new(home.id, self.class.index).0, Ordering::Relaxed);
+            // SAFETY: inside the section, and the closure makes no other call.
+            let next = unsafe {
+                zspage.with_inner(|inner| {
+                    inuse += i64::from(inner.inuse);
+                    frames += i64::from(inner.nr_frames);
+                    inner.next
+                })
+            };
+            zspages += 1;
+            (last, number) = (number, next);
+        }
+        if last == NONE {
+            return Ok(());
+        }
+        let behind = home.state.head(list);
+        let zspage = home.view(last)?;
+        home.edit(&zspage, |inner| inner.next = behind);
+        if behind != NONE {
+            let behind = home.view(behind)?;
+            home.edit(&behind, |inner| inner.prev = last);
+        }
+        home.state.set_head(list, first);
+        self.state.set_head(list, NONE);
+        self.count(-inuse, -frames, -zspages);
+        home.count(inuse, frames, zspages);
+        Ok(())
+    }
+
+    fn count(&self, inuse: i64, frames: i64, zspages: i64) {
+        self.counts.inuse.add(inuse);
+        self.counts.zspages.add(zspages);
+        self.count_frames(frames);
+    }
+
     /// Takes a shared zspage with a slot that can be used at once, or else (if `growing`) one that could have one more
     /// frame, and makes it the current one.
+    #[inline(always)]
     pub(crate) fn adopt(&mut self, growing: bool) -> Result<Option<u32>, Corruption> {
         let lists = if growing { GROW_LISTS } else { AVAIL_LISTS };
-        let class = self.class;
-        if self.id == ShardId::HOME || class.hint.load(Ordering::Relaxed) & lists == 0 {
+        if self.id == ShardId::HOME || self.class.hint.load(Ordering::Relaxed) & lists == 0 {
             return Ok(None);
         }
+        self.adopt_from(lists)
+    }
+
+    #[inline(never)]
+    fn adopt_from(&mut self, lists: u32) -> Result<Option<u32>, Corruption> {
+        let class = self.class;
         let adopted = self.pool.locked(class, |mut home| {
             let Some(number) = home.state.highest(lists) else { return Ok(None) };
             home.unlink(number)?;
@@ -513,14 +556,10 @@ impl<'p, E: ZsEnv> Locked<'p, '_, E> {
 
     /// Gives an unlisted zspage to another state of the class.
     fn pass_on(&mut self, zspage: &Zspage<'p>, to: &mut Locked<'p, '_, E>) {
-        let inuse = i64::from(self.inner(zspage).inuse);
-        let frames = (0..zspage.shape().frames()).filter(|&frame| zspage.frame(frame).is_backed()).count() as i64;
-        self.counts.inuse.add(-inuse);
-        self.counts.zspages.add(-1);
-        self.count_frames(-frames);
-        to.counts.inuse.add(inuse);
-        to.counts.zspages.add(1);
-        to.count_frames(frames);
+        let inner = self.inner(zspage);
+        let (inuse, frames) = (i64::from(inner.inuse), i64::from(inner.nr_frames));
+        self.count(-inuse, -frames, -1);
+        to.count(inuse, frames, 1);
         zspage.owner_word().store(Owner::new(to.id, to.class.index).0, Ordering::Relaxed);
     }
 }

@@ -81,11 +81,13 @@ pub(crate) struct Inner {
     pub(crate) inuse: u8,
     /// Which list the zspage is on.
     pub(crate) list: u8,
+    /// Frames that are there.
+    pub(crate) nr_frames: u8,
 }
 
 impl Inner {
     pub(crate) const fn new(list: u8) -> Self {
-        Self { avail: [0; 2], next: NONE, prev: NONE, inuse: 0, list }
+        Self { avail: [0; 2], next: NONE, prev: NONE, inuse: 0, list, nr_frames: 0 }
     }
 
     /// Free slots whose frames are there, counted.
@@ -170,7 +172,7 @@ impl Inner {
             self.avail[0],
             self.avail[1],
             u64::from(self.next) | u64::from(self.prev) << 32,
-            u64::from(self.inuse) | u64::from(self.list) << 16,
+            u64::from(self.inuse) | u64::from(self.list) << 16 | u64::from(self.nr_frames) << 32,
         ];
         words.iter().fold(1, |sum, &word| crate::handle::mix(sum ^ word)) as u32
     }
