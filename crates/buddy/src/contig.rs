@@ -273,8 +273,7 @@ impl<E: BuddyEnv> Isolation<'_, E> {
     /// # Errors
     /// [`AllocError::Busy`] names one that is not; nothing has changed.
     pub fn take(self, gfp: Gfp) -> Result<(), AllocError> {
-        for part in pageblocks(self.state, self.range) {
-            let (block, offset, end) = part.map_err(AllocError::Busy)?;
+        for (block, offset, end) in pageblocks(self.state, self.range).flatten() {
             let got = take_bits(&block, offset, end, &[u64::MAX; 8]);
             let nr: u32 = got.iter().map(|word| word.count_ones()).sum();
             self.buddy.account(self.state, self.zone, -i64::from(nr));

@@ -19,6 +19,8 @@ mod loom_moving;
 #[cfg(not(loom))]
 mod marks;
 #[cfg(not(loom))]
+mod moving;
+#[cfg(not(loom))]
 mod numa;
 #[cfg(not(loom))]
 mod packing;
