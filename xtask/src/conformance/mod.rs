@@ -25,7 +25,8 @@ use std::collections::BTreeMap;
 use verdicts::{Ruling, Verdict};
 
 /// The families whose every fact must be classified: those that the crates of this workspace serve.
-pub(crate) const FAMILIES: [&str; 14] = ["G", "S", "B", "C", "SL", "KM", "VM", "KV", "RC", "UC", "MP", "DB", "D", "R"];
+pub(crate) const FAMILIES: [&str; 16] =
+    ["G", "S", "B", "C", "SL", "KM", "VM", "KV", "RC", "UC", "MP", "DB", "D", "R", "O", "A"];
 
 /// The contract rows that must be tested.
 pub(crate) const ROWS: &[&str] = &[
