@@ -97,29 +97,25 @@ fn background_aging_opens_a_generation_only_when_it_is_due() {
 fn pages_used_often_by_descriptor_are_spared_when_such_pages_come_back() {
     //
     let (machine, lists) = machine();
-    let rounds = |lists: &Gens| {
-        // Pages that are used twice come back; pages that are used once do not.
-        for round in 0..60u64 {
-            let hot = bring_all(lists, 0..40, PageKind::File);
-            for _ in 0..3 {
-                hot.iter().for_each(|&pfn| lists.mark_accessed(pfn));
-            }
-            bring_all(lists, 10_000 + round * 200..10_200 + round * 200, PageKind::File);
-            run(lists, ScanLimits { target: 200, ..LIMITS });
-            for key in 0..40 {
-                if let Some(pfn) = machine.forget(key) {
-                    // SAFETY: the index has forgotten it.
-                    unsafe { lists.release(pfn) }.unwrap();
-                }
-            }
+    let use_often = |pfns: &[kmem_gfp::Pfn]| {
+        for _ in 0..3 {
+            pfns.iter().for_each(|&pfn| lists.mark_accessed(pfn));
         }
     };
-    rounds(&lists);
-    let hot = bring_all(&lists, 0..40, PageKind::File);
-    for _ in 0..5 {
-        hot.iter().for_each(|&pfn| lists.mark_accessed(pfn));
+    use_often(&bring_all(&lists, 0..100, PageKind::File));
+    bring_all(&lists, 1000..1300, PageKind::File);
+    assert_eq!(run(&lists, ScanLimits { target: 400, ..LIMITS }).reclaimed, 400, "nothing is known of tiers yet");
+    // Those that were used often come back, the others do not.
+    for key in bring_all(&lists, 0..100, PageKind::File).iter().zip(0..100).map(|(_, key)| key) {
+        let pfn = machine.forget(key).unwrap();
+        // SAFETY: the index has forgotten it.
+        unsafe { lists.release(pfn) }.unwrap();
     }
-    assert_eq!(lists.counts(NodeId(0), None).isolated_file, 0);
+    use_often(&bring_all(&lists, 2000..2100, PageKind::File));
+    bring_all(&lists, 3000..3100, PageKind::File);
+    let scan = run(&lists, ScanLimits { target: 50, ..LIMITS });
+    assert!(scan.reclaimed >= 50);
+    assert!((2000..2100).all(|key| machine.is_here(key)), "although they are the older ones");
 }
 
 #[test]
