@@ -39,6 +39,7 @@ pub fn run<B: Bench>(bench: &B, cli: Cli) -> Result<bool, LabError> {
     match cli.command {
         None => report(bench, &bundled::BOOT, &cli.options),
         Some(Command::Replay { file, options }) => report(bench, &input(&file), &options),
+        Some(Command::Lru { options }) => crate::lru::run(&options).map(|()| true),
         Some(Command::Machine { file, view, options }) => {
             let input = file.map_or(bundled::BOOT, |f| self::input(&f));
             machine(bench, &input, view.as_deref(), &options)
@@ -46,7 +47,7 @@ pub fn run<B: Bench>(bench: &B, cli: Cli) -> Result<bool, LabError> {
     }
 }
 
-fn input(file: &Path) -> Input {
+pub(crate) fn input(file: &Path) -> Input {
     if file == Path::new("-") { Input::Stdin } else { Input::File(file.to_owned()) }
 }
 
@@ -158,7 +159,7 @@ fn spinner(message: &'static str) -> ProgressBar {
 }
 
 /// Prints; whoever closes the pipe early wants no more.
-fn print(text: &str) -> Result<(), LabError> {
+pub(crate) fn print(text: &str) -> Result<(), LabError> {
     match std::io::stdout().write_all(text.as_bytes()).and_then(|()| std::io::stdout().flush()) {
         Err(why) if why.kind() != std::io::ErrorKind::BrokenPipe => {
             Err(LabError::Write { path: "standard output".into(), why })
@@ -167,6 +168,6 @@ fn print(text: &str) -> Result<(), LabError> {
     }
 }
 
-fn write(path: &PathBuf, text: &str) -> Result<(), LabError> {
+pub(crate) fn write(path: &PathBuf, text: &str) -> Result<(), LabError> {
     std::fs::write(path, text).map_err(|why| LabError::Write { path: path.display().to_string(), why })
 }

@@ -32,6 +32,12 @@ pub enum Command {
         #[command(flatten)]
         options: Options,
     },
+    /// Count page faults: a page-reference trace against the generations, the classic lists, LRU, CLOCK and Belady's optimum.
+    Lru {
+        /// How.
+        #[command(flatten)]
+        options: crate::lru::LruOptions,
+    },
     /// Replay a trace and print the machine's views in the kernel's formats: buddyinfo, zoneinfo, slabinfo, pagetypeinfo, vmstat,
     /// vmallocinfo.
     Machine {

@@ -6,6 +6,7 @@ pub mod app;
 pub mod bundled;
 pub mod cli;
 pub mod hosted;
+pub mod lru;
 pub mod model;
 pub mod proc;
 pub mod program;
@@ -23,6 +24,17 @@ pub enum LabError {
     /// The machine cannot be set up.
     #[error("the machine: {0}")]
     Target(target::TargetError),
+    /// The page lists cannot be set up.
+    #[error("the page lists: {0}")]
+    Lists(#[from] kmem_reclaim::lru::SetupError),
+    /// A program cannot be recorded.
+    #[error("cannot record {program:?}: {why}")]
+    Record {
+        /// The program.
+        program: String,
+        /// What the system said.
+        why: std::io::Error,
+    },
     /// The replay was given up without a reason of its own.
     #[error("the replay was given up")]
     Stopped,

@@ -20,7 +20,7 @@ const RECENT: usize = 8;
 
 /// Turns lackey's lines into references.
 #[derive(Debug, Default)]
-pub struct Reducer {
+pub(crate) struct Reducer {
     numbers: HashMap<u64, u32>,
     /// The pages used last, the latest first, and whether each was written since it came in.
     recent: Vec<(u32, bool)>,
@@ -28,7 +28,7 @@ pub struct Reducer {
 
 impl Reducer {
     /// The reference that one access makes: its page and whether it writes. `None` if it is left out.
-    pub fn access(&mut self, address: u64, write: bool) -> Option<(u32, bool)> {
+    pub(crate) fn access(&mut self, address: u64, write: bool) -> Option<(u32, bool)> {
         let next = self.numbers.len() as u32;
         let page = *self.numbers.entry(address >> 12).or_insert(next);
         let mut written = write;
@@ -47,7 +47,7 @@ impl Reducer {
 
 /// The address and kind of one of lackey's lines; `None` for any other line.
 #[must_use]
-pub fn lackey_line(line: &[u8]) -> Option<(u64, bool)> {
+pub(crate) fn lackey_line(line: &[u8]) -> Option<(u64, bool)> {
     let (kind, rest) = (line.get(..3)?, line.get(3..)?);
     let write = match kind {
         b"I  " | b" L " => false,
@@ -63,7 +63,7 @@ pub fn lackey_line(line: &[u8]) -> Option<(u64, bool)> {
 ///
 /// # Errors
 /// Those of reading and writing.
-pub fn reduce(input: impl Read, mut output: impl Write, most: u64) -> std::io::Result<u64> {
+pub(crate) fn reduce(input: impl Read, mut output: impl Write, most: u64) -> std::io::Result<u64> {
     let mut input = BufReader::with_capacity(1 << 20, input);
     let (mut reducer, mut line, mut written) = (Reducer::default(), Vec::new(), 0);
     while written < most {
@@ -86,7 +86,8 @@ mod tests {
 
     #[test]
     fn references_to_the_pages_used_last_are_left_out() {
-        let mut text = String::from("==1== Lackey\nI  0401000,3\n L 1ffe000,8\n S 1ffe008,8\n M 1ffe008,4\nI  0401003,5\n");
+        let mut text =
+            String::from("==1== Lackey\nI  0401000,3\n L 1ffe000,8\n S 1ffe008,8\n M 1ffe008,4\nI  0401003,5\n");
         for page in 0..8 {
             text.push_str(&format!(" L {:x},8\n", 0x5000_0000 + page * 4096));
         }

@@ -121,6 +121,11 @@ impl Frame {
 impl Chart<'_> {
     /// The figure with its caption. `events` are the places of the values, `phases` names and places of what began there.
     pub(crate) fn figure(&self, events: &[f64], phases: &[(f64, String)]) -> String {
+        self.figure_over(events, phases, "events")
+    }
+
+    /// As [`figure`](Self::figure), with another name for what runs along the axis.
+    pub(crate) fn figure_over(&self, events: &[f64], phases: &[(f64, String)], axis: &str) -> String {
         let most = match self.shape {
             Shape::Lines { .. } | Shape::Heat => {
                 self.series.iter().flat_map(|s| &s.values).fold(0.0, |a: f64, b| a.max(*b))
@@ -149,7 +154,7 @@ impl Chart<'_> {
             self.grid(&mut svg, &frame, step);
             self.curves(&mut svg, &frame, events);
         }
-        self.axis(&mut svg, &frame, phases);
+        self.axis(&mut svg, &frame, phases, axis);
         svg.push_str("</svg></figure>\n");
         svg
     }
@@ -182,7 +187,7 @@ impl Chart<'_> {
         }
     }
 
-    fn axis(&self, svg: &mut String, frame: &Frame, phases: &[(f64, String)]) {
+    fn axis(&self, svg: &mut String, frame: &Frame, phases: &[(f64, String)], axis: &str) {
         for n in 0..=4 {
             let event = frame.first + (frame.last - frame.first) * f64::from(n) / 4.0;
             let class = match n {
@@ -190,7 +195,7 @@ impl Chart<'_> {
                 4 => "end",
                 _ => "middle",
             };
-            let unit = if n == 4 { " events" } else { "" };
+            let unit = if n == 4 { format!(" {axis}") } else { String::new() };
             let _ = write!(
                 svg,
                 r#"<text x="{x:.1}" y="{y}" class="{class}">{label}{unit}</text>"#,

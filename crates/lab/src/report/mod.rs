@@ -6,7 +6,9 @@ mod number;
 mod summary;
 mod terminal;
 
+pub(crate) use chart::{Chart, Series, Shape, Unit, escape};
 pub use html::html;
+pub(crate) use number::{grouped, percent};
 pub use summary::{CacheRow, LinuxSide, Report, Skipped, Timing, TraceFacts};
 pub use terminal::terminal;
 

@@ -45,6 +45,9 @@ pub enum Why {
         /// The line.
         line: String,
     },
+    /// A line of a page-reference trace is none.
+    #[error("expected `PAGE[,w]` or a page-fault event of ftrace, found {0:?}")]
+    NotAReference(String),
     /// No line break within a megabyte.
     #[error("a line of more than {0} bytes: this is no text")]
     LineTooLong(usize),
