@@ -64,7 +64,10 @@ pub(crate) struct Arena {
     pub(crate) counted: Table<AtomicU32>,
     pub(crate) gaps: Table<Gap>,
     pub(crate) hints: Hints,
+    /// Pageblocks that nothing could be moved out of.
     pub(crate) skips: Skips,
+    /// Pageblocks that nothing could be moved into.
+    pub(crate) full: Skips,
     /// The zones' numbers, for counting.
     pub(crate) zones: NonNull<Zone>,
     pub(crate) nr_zones: usize,

@@ -191,21 +191,24 @@ pub(crate) fn carve_arena(
     });
     let hints = Hints::carve(carver, counts.blocks);
     let skips = Skips::carve(carver, counts.blocks);
+    let full = Skips::carve(carver, counts.blocks);
     let arenas = carver.table(1, {
-        let mut parts = Some((spans, free, tails, owned, records, lists, counted, gaps, hints, skips));
+        let mut parts = Some((spans, free, tails, owned, records, lists, counted, gaps, hints, skips, full));
         move |_| {
-            let (spans, free, tails, owned, records, lists, counted, gaps, hints, skips) = parts.take().unwrap_or((
-                Table::empty(),
-                Table::empty(),
-                Table::empty(),
-                Table::empty(),
-                Table::empty(),
-                Table::empty(),
-                Table::empty(),
-                Table::empty(),
-                Hints::carve(&mut Carver::measuring(), 0),
-                Skips::carve(&mut Carver::measuring(), 0),
-            ));
+            let (spans, free, tails, owned, records, lists, counted, gaps, hints, skips, full) =
+                parts.take().unwrap_or((
+                    Table::empty(),
+                    Table::empty(),
+                    Table::empty(),
+                    Table::empty(),
+                    Table::empty(),
+                    Table::empty(),
+                    Table::empty(),
+                    Table::empty(),
+                    Hints::carve(&mut Carver::measuring(), 0),
+                    Skips::carve(&mut Carver::measuring(), 0),
+                    Skips::carve(&mut Carver::measuring(), 0),
+                ));
             Arena {
                 spans,
                 free,
@@ -217,6 +220,7 @@ pub(crate) fn carve_arena(
                 gaps,
                 hints,
                 skips,
+                full,
                 zones: zones.start(),
                 nr_zones: zones.len(),
                 next: AtomicPtr::new(core::ptr::null_mut()),

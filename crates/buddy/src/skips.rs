@@ -1,8 +1,10 @@
-//! A bit per pageblock: compaction found nothing here lately.
+//! A bit per pageblock: a scanner of compaction found nothing here lately.
 //!
 //! ```text
-//! 0 0 1 1 0 1 ...    64 pageblocks a word; set by either scanner, read by both, forgotten all at once
+//! 0 0 1 1 0 1 ...    64 pageblocks a word; one such map for each scanner, both forgotten at once
 //! ```
+//!
+//! They are apart because a pageblock that cannot be emptied is a good place to move things to.
 
 use kmem_sync::atomic::{AtomicU64, Ordering};
 

@@ -131,9 +131,10 @@ impl Zone {
     /// Forgets the skip hints and the scanners' places.
     pub(crate) fn forget_skips(&self) {
         for segment in self.segments() {
-            let skips = &segment.arena().skips;
+            let arena = segment.arena();
             for index in segment.start..segment.end {
-                skips.clear(index);
+                arena.skips.clear(index);
+                arena.full.clear(index);
             }
         }
         self.progress.stale_hints.store(false, Ordering::Relaxed);

@@ -31,5 +31,3 @@ pub use index::{extfrag_percent, fragmentation_index};
 
 pub(crate) use capture::Captures;
 pub(crate) use defer::Progress;
-#[cfg(test)]
-pub(crate) use scan::Outcome;

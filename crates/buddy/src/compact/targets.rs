@@ -94,7 +94,7 @@ impl<'b, E: BuddyEnv> Targets<'b, E> {
             && record.filed() > 0
             // A block as large as wanted stays whole.
             && record.filed() <= self.run.window_order().get().min(9)
-            && (self.run.ignore_skips || !block.arena.skips.is_set(block.index))
+            && (self.run.ignore_skips || !block.arena.full.is_set(block.index))
     }
 
     /// Takes up to `want` blocks from the pageblock that is next; `false` at the end of the road.
@@ -128,7 +128,7 @@ impl<'b, E: BuddyEnv> Targets<'b, E> {
                 }
             }
             if order == Order::ZERO {
-                block.arena.skips.set(block.index);
+                block.arena.full.set(block.index);
                 self.zone.progress.note_hint(self.run.window_order());
             }
             self.at -= 1;

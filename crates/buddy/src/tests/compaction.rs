@@ -363,7 +363,7 @@ fn failures_defer_and_the_most_thorough_ones_do_not_care() {
 
 #[test]
 fn the_best_outcome_over_the_zones_is_reported() {
-    use crate::compact::Outcome::{Complete, Contended, Deferred, PartialSkipped, Skipped, Success};
+    use crate::compact::scan::Outcome::{Complete, Contended, Deferred, PartialSkipped, Skipped, Success};
     // C-18
     let order = [Skipped, Deferred, Complete, PartialSkipped, Contended, Success];
     assert!(order.is_sorted());
