@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// Build with debug assertions.
     #[arg(long)]
     checked: bool,
+    /// Only look at the kernel's code with clippy, warnings denied. The workspace's own run does not see it.
+    #[arg(long)]
+    lint: bool,
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 120)]
     limit: u64,
@@ -63,10 +66,16 @@ pub(crate) fn missing() -> Option<String> {
 
 /// Builds, boots, and says how it went.
 pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()> {
+    if options.lint {
+        compile(workspace, "clippy", "kernel", &["--", "-D", "warnings"])?;
+        say!("the kernel has no warning");
+        return Ok(());
+    }
     if let Some(reason) = missing() {
         bail!("{reason}");
     }
-    let kernel = build(workspace, options.checked)?;
+    let profile = if options.checked { "kernel-checked" } else { "kernel" };
+    let kernel = compile(workspace, "build", profile, &[])?;
     let disk = Disk::create(&workspace.target.join("bare/disk.img"))?;
     let mut command = emulator(options, &kernel, &disk);
     let started = Instant::now();
@@ -91,10 +100,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options) -> anyhow::Result<()
     Ok(())
 }
 
-/// Builds the kernel and says where it is.
-fn build(workspace: &Workspace, checked: bool) -> anyhow::Result<PathBuf> {
+/// Builds the kernel, or has it looked at, and says where it is.
+fn compile(workspace: &Workspace, verb: &str, profile: &str, more: &[&str]) -> anyhow::Result<PathBuf> {
     let folder = workspace.target.join("bare");
-    let profile = if checked { "kernel-checked" } else { "kernel" };
     let script = workspace.root.join("tests/kernel/link.ld");
     let flags = [
         "--cfg=bare_metal".to_owned(),
@@ -108,8 +116,9 @@ fn build(workspace: &Workspace, checked: bool) -> anyhow::Result<PathBuf> {
     let mut command = Command::new(cargo());
     command
         .current_dir(&workspace.root)
-        .args(["build", "-p", PACKAGE, "--profile", profile, "--target", TARGET, "--target-dir"])
+        .args([verb, "-p", PACKAGE, "--profile", profile, "--target", TARGET, "--target-dir"])
         .arg(&folder)
+        .args(more)
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"))
         .env_remove("RUSTFLAGS");
     let finished = process::watch("kernel", &mut command, |_| false)?;
@@ -136,7 +145,7 @@ fn emulator(options: &Options, kernel: &Path, disk: &Disk) -> Command {
         append.push("tick_us=0".to_owned());
     } else {
         append.push("dma32_mib=128".to_owned());
-        append.push(format!("limit_ms={}", options.limit * 1000));
+        append.push(format!("limit_ms={}", options.limit * 500));
     }
     if options.interactive {
         append.push("interactive".to_owned());

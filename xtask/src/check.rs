@@ -120,7 +120,9 @@ fn checks(workspace: &Workspace, this: &Path, advisories: bool) -> Vec<Step> {
                 "boot",
                 "the kernel of tests/kernel on 1, 2 and 4 CPUs, its tests inside",
                 "boot it alone: cargo xtask boot --cpus N --test NAME",
-                ["1", "2", "4"].map(|cpus| own(&["boot", "--cpus", cpus])).into(),
+                std::iter::once(own(&["boot", "--lint"]))
+                    .chain(["1", "2", "4"].map(|cpus| own(&["boot", "--cpus", cpus])))
+                    .collect(),
             )
         },
         step(

@@ -146,7 +146,7 @@ unsafe extern "C" {
 
 /// Where the interrupt descriptors are; fills them in at the first call.
 fn gates() -> usize {
-    let address = GATES.0.with_mut(|gates| {
+    GATES.0.with_mut(|gates| {
         if !FILLED.swap(true, Ordering::AcqRel) {
             for number in 0..36_u8 {
                 let entry = (&raw const vector_stubs).expose_provenance() as u64 + u64::from(number) * 16;
@@ -163,6 +163,5 @@ fn gates() -> usize {
             }
         }
         gates.expose_provenance()
-    });
-    address
+    })
 }

@@ -91,12 +91,12 @@ fn turn_over(
     let place = (mix(count) % HELD as u64) as usize;
     let old = hoard.blocks[place].load(Ordering::Relaxed);
     let old_tag = hoard.tags[place].load(Ordering::Relaxed);
-    if let Some(block) = block_at(old) {
-        if !intact(block, size_of_block(old_tag), old_tag) || !free(block) {
-            WRONG.fetch_add(1, Ordering::Relaxed);
-        }
+    if let Some(block) = block_at(old)
+        && (!intact(block, size_of_block(old_tag), old_tag) || !free(block))
+    {
+        WRONG.fetch_add(1, Ordering::Relaxed);
     }
-    let tag = count << 4 | mix(count) % 9;
+    let tag = (count << 4) + mix(count) % 9;
     match alloc(size_of_block(tag)) {
         Some(block) => {
             mark(block, size_of_block(tag), tag);

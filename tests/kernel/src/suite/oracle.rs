@@ -190,10 +190,13 @@ fn free_area(live: &mut BTreeMap<usize, (usize, u64)>, start: usize) {
     unsafe { vmalloc().vfree(area.as_ptr()) }.expect("ours");
 }
 
+/// Something that asks for pages; whether it got them.
+type Operation = fn() -> bool;
+
 /// Fails the first page request of an operation, then the second, and so on until it succeeds: nothing may be lost.
 fn a_failed_page_request_loses_nothing() {
     let quiet = Gfp::KERNEL | Gfp::NOWARN;
-    let operations: [(&str, fn() -> bool); 4] = [
+    let operations: [(&str, Operation); 4] = [
         ("vmalloc", || {
             let area = vmalloc().alloc(&VmRequest::new(300_000, Gfp::KERNEL | Gfp::NOWARN));
             // SAFETY: ours.
