@@ -2,7 +2,7 @@
 
 /// What `--help` and a wrong argument print.
 pub(crate) const USAGE: &str = "\
-usage: bench [pages] [objects] [caches] [vmalloc] [instructions] [options]
+usage: bench [pages] [objects] [caches] [zsmalloc] [vmalloc] [instructions] [options]
   --quick            few, short runs
   --filter TEXT      only rows whose suite/name contains TEXT
   --subject TEXT     only kmem and the subjects whose name contains TEXT
@@ -23,6 +23,8 @@ pub(crate) enum Suite {
     Objects,
     /// Objects of one type.
     Caches,
+    /// Compressed objects: density and speed.
+    Zsmalloc,
     /// Ranges of addresses.
     Vmalloc,
     /// Instructions per operation under callgrind.
@@ -30,7 +32,8 @@ pub(crate) enum Suite {
 }
 
 impl Suite {
-    const ALL: [Self; 5] = [Self::Pages, Self::Objects, Self::Caches, Self::Vmalloc, Self::Instructions];
+    const ALL: [Self; 6] =
+        [Self::Pages, Self::Objects, Self::Caches, Self::Zsmalloc, Self::Vmalloc, Self::Instructions];
 
     /// The word that selects the suite.
     pub(crate) fn name(self) -> &'static str {
@@ -38,6 +41,7 @@ impl Suite {
             Self::Pages => "pages",
             Self::Objects => "objects",
             Self::Caches => "caches",
+            Self::Zsmalloc => "zsmalloc",
             Self::Vmalloc => "vmalloc",
             Self::Instructions => "instructions",
         }

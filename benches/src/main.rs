@@ -1,7 +1,7 @@
 //! `bench`: kmem beside its peers, in one process and one run.
 //!
 //! ```text
-//! bench [pages] [objects] [caches] [vmalloc] [instructions]     the suites, all of them when none is named
+//! bench [pages] [objects] [caches] [zsmalloc] [vmalloc] [instructions]     the suites, all of them when none is named
 //!       --quick            few, short runs: does everything work?
 //!       --filter TEXT      only the rows whose `suite/name` contains TEXT
 //!       --subject TEXT     only kmem and the subjects whose name contains TEXT
@@ -28,6 +28,7 @@ mod random;
 mod report;
 mod ring;
 mod threads;
+mod zsmalloc;
 
 use std::process::ExitCode;
 
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     // Children of this very program: a fresh process for memory figures, a short one for callgrind.
     match arguments.first().map(String::as_str) {
         Some(objects::density::CHILD) => return objects::density::child(&arguments[1..]),
+        Some(zsmalloc::density::CHILD) => return zsmalloc::density::child(&arguments[1..]),
         Some(instructions::CHILD) => return instructions::child(&arguments[1..]),
         _ => {}
     }
@@ -66,6 +68,7 @@ fn run(options: &cli::Options) -> Result<(), String> {
             cli::Suite::Pages => pages::rows(options),
             cli::Suite::Objects => objects::rows(options),
             cli::Suite::Caches => caches::rows(options),
+            cli::Suite::Zsmalloc => zsmalloc::rows(options),
             cli::Suite::Vmalloc => areas::rows(options),
             cli::Suite::Instructions => instructions::rows(options),
         }
