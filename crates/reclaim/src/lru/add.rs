@@ -18,11 +18,7 @@ use super::{Lists, LruEnv, OwnerId, PageKind, Shadow};
 use crate::GroupId;
 
 /// Entries of a batch.
-#[cfg(not(loom))]
 const BATCH: usize = 31;
-/// Entries of a batch, in models.
-#[cfg(loom)]
-const BATCH: usize = 2;
 
 /// Frames that a CPU has yet to bring to their lists.
 #[derive(Clone, Copy, Debug, Default)]

@@ -81,7 +81,7 @@ pub trait Policy: Sized + Send + 'static {
     /// What an access by descriptor does.
     fn access(state: State) -> Access;
 
-    /// Called when a listed page has been moved because of [`Access::Move`].
+    /// Called when a listed page has been moved because of an access.
     fn moved(vector: &Vector<Self>) {
         let _ = vector;
     }

@@ -9,7 +9,7 @@ use crate::{GroupId, PageLists, ScanLimits};
 
 type Gens = Lists<&'static Machine, GenerationsPolicy>;
 
-/// Four frames, two CPUs, batches of two pages.
+/// Four frames, two CPUs.
 fn model(f: impl Fn(&'static Machine) + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 100_000;

@@ -178,6 +178,7 @@ pub(crate) const LIMITS: ScanLimits = ScanLimits {
     swappiness: Swappiness::Share(60),
 };
 
+#[cfg(not(loom))]
 /// One pass at a priority; returns the run as it is then.
 pub(crate) fn pass<P: Policy>(lists: &Lists<&'static Machine, P>, limits: ScanLimits, priority: u8) -> Scan<'static> {
     let mut scan = Scan::new(limits, &PlainContext);

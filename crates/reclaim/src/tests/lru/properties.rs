@@ -62,12 +62,10 @@ fn check<P: Policy>(ops: &[Op]) {
     let mut model = Model::default();
     for op in ops {
         match *op {
-            Op::Bring(key, anon, group) => {
-                if !machine.is_here(key) && machine.nr_free() > 0 {
-                    machine.look(key, |look| *look = Default::default());
-                    bring(&lists, key, if anon { PageKind::Anon } else { PageKind::File }, GroupId(group));
-                    model.groups.insert(key, group);
-                }
+            Op::Bring(key, anon, group) if !machine.is_here(key) && machine.nr_free() > 0 => {
+                machine.look(key, |look| *look = Default::default());
+                bring(&lists, key, if anon { PageKind::Anon } else { PageKind::File }, GroupId(group));
+                model.groups.insert(key, group);
             }
             Op::Access(key, n) if machine.is_here(key) => (0..n).for_each(|_| lists.mark_accessed(machine.pfn(key))),
             Op::Touch(key) => machine.look(key, |look| (look.accessed, look.mapped) = (look.accessed + 1, true)),
