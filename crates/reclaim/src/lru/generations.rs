@@ -128,7 +128,7 @@ impl Policy for GenerationsPolicy {
             Arrival::Back(from) if kind_of(from) == kind && !state.has(State::ACTIVE) => {
                 (self.seq_of(from).min(youngest), End::Head)
             }
-            // A page that a fault brings in is in use: it starts youngest, which misses less on every bundled trace than to
+            // A page that a fault brings in is in use: it starts youngest, which misses less on four of the five bundled traces than to
             // start it second youngest, as R-27 has it.
             _ if state.has(State::ACTIVE) => {
                 let young = arrival == Arrival::New || state.has(State::WORKINGSET);
