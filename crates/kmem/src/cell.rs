@@ -21,6 +21,7 @@ use kmem_sync::atomic::{AtomicU32, Ordering};
 use kmem_sync::{UnsafeCell, const_fn};
 use kmem_vmalloc::Vmalloc;
 
+use crate::zsmalloc_names::ZsPools;
 use crate::{EitherSide, InitError, Kmem, ObjectSide, PageSide, PageSource, Platform, VirtualSide};
 
 const EMPTY: u32 = 0;
@@ -132,7 +133,11 @@ unsafe fn fill<P: Platform>(
         let platform: &'static P = &(*place).platform;
         let undo_platform = OnFailure(&raw mut (*place).platform);
 
-        (&raw mut (*place).pages).write(PageSource::with_options(PageSide::new(platform), platform.buddy_options()));
+        (&raw mut (*place).zs_pools).write(ZsPools::new(platform));
+        let zs_pools: &'static ZsPools<P> = &(*place).zs_pools;
+
+        (&raw mut (*place).pages)
+            .write(PageSource::with_options(PageSide::new(platform, zs_pools), platform.buddy_options()));
         let pages: &'static PageSource<P> = &(*place).pages;
         let undo_pages = OnFailure(&raw mut (*place).pages);
         let layout = pages.metadata_layout(map)?;

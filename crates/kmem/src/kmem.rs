@@ -11,12 +11,14 @@ use kmem_kvmalloc::Kvmalloc;
 use kmem_slab::Slabs;
 use kmem_vmalloc::Vmalloc;
 
+use crate::zsmalloc_names::ZsPools;
 use crate::{EitherSide, ObjectSide, PageSource, Platform, VirtualSide};
 
 /// The allocators of one machine. Made by [`KmemCell::init`](crate::KmemCell::init).
 ///
 /// The names that C kernels know are methods: those for pages are here, those for [kmalloc](Self#kmalloc), for
-/// [caches](Self#caches), for [vmalloc](Self#vmalloc) and for [kvmalloc](Self#kvmalloc) further down. The layers themselves
+/// [caches](Self#caches), for [vmalloc](Self#vmalloc), for [kvmalloc](Self#kvmalloc) and for
+/// [compressed objects](Self#compressed-objects) further down. The layers themselves
 /// are [`pages`](Self::pages), [`slabs`](Self::slabs), [`kmalloc_layer`](Self::kmalloc_layer),
 /// [`vmalloc_layer`](Self::vmalloc_layer) and [`kvmalloc_layer`](Self::kvmalloc_layer).
 #[repr(C)]
@@ -27,6 +29,7 @@ pub struct Kmem<P: Platform> {
     pub(crate) kvmalloc: Kvmalloc<EitherSide<P>>,
     pub(crate) pages: PageSource<P>,
     pub(crate) platform: P,
+    pub(crate) zs_pools: ZsPools<P>,
 }
 
 impl<P: Platform> fmt::Debug for Kmem<P> {

@@ -4,7 +4,7 @@
 //! - [`KmemCell`] and [`Kmem`]: where the allocators live, and the familiar names in one place;
 //! - [`KmemGlobal`], [`GfpAlloc`], [`KvAlloc`]: the machine for Rust's collections;
 //! - the layers, re-exported: [`gfp`], [`buddy`], [`slab`], [`kmalloc`](mod@kmalloc), [`vmalloc`](mod@vmalloc),
-//!   [`kvmalloc`](mod@kvmalloc), [`sync`].
+//!   [`kvmalloc`](mod@kvmalloc), [`zsmalloc`](mod@zsmalloc), [`sync`].
 #![doc = include_str!("../README.md")]
 #![no_std]
 
@@ -22,6 +22,7 @@ mod scopes;
 mod views;
 mod virtual_side;
 mod vmalloc_names;
+mod zsmalloc_names;
 
 pub use cell::KmemCell;
 pub use error::InitError;
@@ -32,6 +33,7 @@ pub use kvmalloc_names::EitherSide;
 pub use platform::{ObjectSide, PageSide, Platform};
 pub use views::SlabInfo;
 pub use virtual_side::{NoAddressSpace, VirtualSide};
+pub use zsmalloc_names::ZsPool;
 
 pub use kmem_buddy as buddy;
 pub use kmem_buddy::{MapError, MemoryMap, Region, ZoneLimits};
@@ -51,6 +53,7 @@ pub use kmem_slab::{
 pub use kmem_sync as sync;
 pub use kmem_vmalloc as vmalloc;
 pub use kmem_vmalloc::{Prot, VfreeError, VmArea, VmFlags, VmRequest, VmallocError};
+pub use kmem_zsmalloc as zsmalloc;
 
 /// The page allocator of a machine.
 pub type PageSource<P> = kmem_buddy::Buddy<PageSide<P>>;

@@ -15,11 +15,15 @@
 use core::ops::Range;
 
 use kmem_buddy::{BuddyEnv, BuddyOptions};
-use kmem_gfp::{AllocContext, FrameTable, Gfp, NodeId, Order, PAGE_SIZE, PfnRange, ReclaimRequest, Reclaimer};
+use kmem_gfp::{
+    AllocContext, FrameTable, Gfp, MovableOwner, NodeId, Order, PAGE_SIZE, Pfn, PfnRange, ReclaimRequest, Reclaimer,
+};
 use kmem_kmalloc::KmallocConfig;
 use kmem_slab::{SlabConfig, SlabEnv};
 use kmem_sync::{Cpu, CpuId, GracePeriod};
 use kmem_vmalloc::{AddressSpace, CpuSet, ExhaustionNotifier, NoNotifier, Work};
+
+use crate::zsmalloc_names::ZsPools;
 
 /// What a machine supplies.
 ///
@@ -33,7 +37,7 @@ use kmem_vmalloc::{AddressSpace, CpuSet, ExhaustionNotifier, NoNotifier, Work};
 /// context that an allocator is called in, and must not allocate from this machine.
 pub trait Platform: Sync + 'static {
     /// The CPUs. Copied into each allocator, so that a fast path finds it without a detour.
-    type Cpu: Cpu + Copy;
+    type Cpu: Cpu + Copy + Sync;
     /// The running task and context.
     type Context: AllocContext;
     /// Grace periods.
@@ -41,7 +45,7 @@ pub trait Platform: Sync + 'static {
     /// Reclaim.
     type Reclaimer: Reclaimer;
     /// The frame table. Copied as the CPUs are; a large one is a reference to itself.
-    type Frames: FrameTable + Copy;
+    type Frames: FrameTable + Copy + Sync;
     /// The page tables of the vmalloc window; [`NoAddressSpace`](crate::NoAddressSpace) without virtual memory.
     type Space: AddressSpace;
 
@@ -210,11 +214,12 @@ pub trait Platform: Sync + 'static {
 pub struct PageSide<P: Platform> {
     platform: &'static P,
     cpu: P::Cpu,
+    zs_pools: &'static ZsPools<P>,
 }
 
 impl<P: Platform> PageSide<P> {
-    pub(crate) fn new(platform: &'static P) -> Self {
-        Self { platform, cpu: *platform.cpu() }
+    pub(crate) fn new(platform: &'static P, zs_pools: &'static ZsPools<P>) -> Self {
+        Self { platform, cpu: *platform.cpu(), zs_pools }
     }
 }
 
@@ -269,6 +274,9 @@ impl<P: Platform> BuddyEnv for PageSide<P> {
     }
     fn movable_pages(&self, pageblock: PfnRange) -> Option<u64> {
         self.platform.movable_pages(pageblock)
+    }
+    fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
+        self.zs_pools.may_own(pfn).then_some(self.zs_pools as &dyn MovableOwner)
     }
     fn charge(&self, gfp: Gfp, order: Order) -> bool {
         self.platform.charge(gfp, order)
