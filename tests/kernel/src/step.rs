@@ -1,13 +1,15 @@
-//! Counting what CPUs do to memory that they share: code is executed step by step, and every atomic read-modify-write counts.
+//! Executing code step by step: counting what CPUs do to memory that they share, and interrupting at a given instruction.
 //!
 //! kmem writes memory that several CPUs use under locks and by such instructions only, so their number says how often a
 //! CPU needs a cache line for itself that another one may have.
 
 use core::arch::asm;
 
-use kmem_sync::atomic::{AtomicU64, Ordering};
+use kmem_gfp::TaskFlags;
+use kmem_sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, Ordering};
 
 use crate::percpu::{self, MAX_CPUS};
+use crate::trap::{Frame, Hook};
 
 /// Read-modify-writes that each CPU was about to execute, step by step.
 static COUNTS: [AtomicU64; MAX_CPUS] = [const { AtomicU64::new(0) }; MAX_CPUS];
@@ -26,12 +28,42 @@ pub(crate) fn count<R>(cpu: usize, f: impl FnOnce() -> R) -> (R, u64, u64) {
     (result, read(&COUNTS) - before, read(&STEPS) - steps)
 }
 
+/// Instructions until the handler is to run; zero: it is not.
+static REMAINING: AtomicU64 = AtomicU64::new(0);
+static HANDLER: AtomicPtr<()> = AtomicPtr::new(core::ptr::null_mut());
+static AS_NMI: AtomicBool = AtomicBool::new(false);
+
+/// Runs `f` with `handler` as an interrupt in front of its `n`-th instruction (or the next one at which interrupts are on),
+/// or as an NMI in front of exactly that one. Whether `f` had so many. One caller at a time.
+pub(crate) fn interrupt_at(cpu: usize, n: u64, nmi: bool, handler: Hook, f: impl FnOnce()) -> bool {
+    HANDLER.store(handler as *mut (), Ordering::Relaxed);
+    AS_NMI.store(nmi, Ordering::Relaxed);
+    REMAINING.store(n, Ordering::Relaxed);
+    count(cpu, f);
+    REMAINING.swap(0, Ordering::Relaxed) == 0
+}
+
 /// Looks at the instruction that comes next. In the exception.
-pub(crate) fn stepped(rip: u64) {
+pub(crate) fn stepped(frame: &Frame) {
     let cpu = percpu::this().id().index();
     STEPS[cpu].fetch_add(1, Ordering::Relaxed);
-    if is_atomic(rip as usize) {
+    if is_atomic(frame.rip as usize) {
         COUNTS[cpu].fetch_add(1, Ordering::Relaxed);
+    }
+    let nmi = AS_NMI.load(Ordering::Relaxed);
+    match REMAINING.load(Ordering::Relaxed) {
+        0 => {}
+        1 if !nmi && frame.rflags & 0x200 == 0 => {}
+        1 => {
+            REMAINING.store(0, Ordering::Relaxed);
+            let before = percpu::flags();
+            percpu::set_flags(before | if nmi { TaskFlags::IN_NMI } else { TaskFlags::IN_IRQ });
+            // SAFETY: only `interrupt_at` writes it.
+            let handler: Hook = unsafe { core::mem::transmute(HANDLER.load(Ordering::Relaxed)) };
+            handler();
+            percpu::set_flags(before);
+        }
+        more => REMAINING.store(more - 1, Ordering::Relaxed),
     }
 }
 

@@ -109,7 +109,7 @@ extern "C" fn trap(frame: &mut Frame) {
             this.nmis.store(this.nmis.load(Ordering::Relaxed) + 1, Ordering::Release);
             percpu::set_flags(before);
         }
-        STEP => step::stepped(frame.rip),
+        STEP => step::stepped(frame),
         PAGE_FAULT => {
             if !fault::page_fault(frame) {
                 fatal(frame);

@@ -21,13 +21,14 @@ use crate::cpu::KernelCpu;
 use crate::percpu::{self, MAX_CPUS};
 use crate::platform::kmem;
 use crate::vm::vmalloc;
-use crate::{apic, sched, thread, trap};
+use crate::{apic, sched, step, thread, trap};
 
 super::tests![
     timer_interrupts_allocate_in_the_middle_of_other_allocations,
     an_nmi_uses_the_calls_for_any_context,
     areas_freed_by_an_interrupt_are_finished_by_a_thread,
     timer_and_nmi_at_once_for_a_while,
+    an_interrupt_or_nmi_comes_at_every_instruction,
 ];
 
 const HELD: usize = 24;
@@ -308,5 +309,65 @@ fn areas_freed_by_an_interrupt_are_finished_by_a_thread() {
     }
     trap::on_tick(None);
     let _pin = Pinned::new(&KernelCpu);
+    assert_eq!(WRONG.load(Ordering::Relaxed), 0);
+}
+
+fn some_blocks(count: u64, size: usize) {
+    let mut blocks = [None; 40];
+    for (tag, slot) in (0..count).zip(&mut blocks) {
+        let block = kmem().kmalloc(size, Gfp::KERNEL).expect("memory");
+        mark(block, size, tag);
+        *slot = Some(block);
+    }
+    for (tag, block) in (0..count).zip(blocks.into_iter().flatten()) {
+        if !intact(block, size, tag) {
+            WRONG.fetch_add(1, Ordering::Relaxed);
+        }
+        super::contract::kfree(block);
+    }
+}
+
+fn some_pages(order: u32) {
+    let order = Order::new(order).expect("an order");
+    let pages = kmem().alloc_pages(Gfp::KERNEL, order).expect("memory");
+    let memory = kmem().page_address(pages).expect("mapped");
+    mark(memory, order.size_bytes(), 5);
+    if !intact(memory, order.size_bytes(), 5) {
+        WRONG.fetch_add(1, Ordering::Relaxed);
+    }
+    // SAFETY: ours.
+    unsafe { kmem().free_pages(pages, order) }.expect("ours");
+}
+
+/// Sweeps the moment of the interruption over whole operations: no window is too short to be hit.
+fn an_interrupt_or_nmi_comes_at_every_instruction() {
+    type Operation = fn();
+    // With the distance between the moments: one, but for what takes long.
+    let operations: [(&str, u64, Operation); 5] = [
+        ("kmalloc(64)+kfree", 1, || some_blocks(1, 64)),
+        ("alloc_pages(0)+free_pages", 1, || some_pages(0)),
+        ("alloc_pages(3)+free_pages", 1, || some_pages(3)),
+        ("40 x kmalloc(256), 40 x kfree", 97, || some_blocks(40, 256)),
+        ("20 x kmalloc(4096), 20 x kfree", 89, || some_blocks(20, 4096)),
+    ];
+    WRONG.store(0, Ordering::Relaxed);
+    for (name, distance, operation) in operations {
+        for nmi in [false, true] {
+            let work = move || {
+                operation();
+                let (mut n, mut moments) = (1, 0);
+                let handler: trap::Hook = if nmi { on_nmi } else { on_tick };
+                while step::interrupt_at(0, n, nmi, handler, operation) {
+                    n += distance;
+                    moments += 1;
+                }
+                println!("{name}: {} at {moments} moments", if nmi { "NMI" } else { "interrupt" });
+                assert!(moments > 10);
+            };
+            assert!(thread::spawn("is interrupted", Some(CpuId(0)), work).join());
+        }
+    }
+    empty(&TIMER);
+    empty(&NMI);
     assert_eq!(WRONG.load(Ordering::Relaxed), 0);
 }
