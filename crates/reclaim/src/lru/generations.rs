@@ -128,8 +128,8 @@ impl Policy for GenerationsPolicy {
             Arrival::Back(from) if kind_of(from) == kind && !state.has(State::ACTIVE) => {
                 (self.seq_of(from).min(youngest), End::Head)
             }
-            // A page that a fault brings in is in use: it starts youngest, which misses less on four of the five bundled traces than to
-            // start it second youngest, as R-27 has it.
+            // A page that a fault brings in is in use: it starts youngest. On four of the five bundled traces that misses less
+            // than starting it second youngest, as R-27 has it.
             _ if state.has(State::ACTIVE) => {
                 let young = arrival == Arrival::New || state.has(State::WORKINGSET);
                 (if young { youngest } else { youngest - 1 }, End::Head)
