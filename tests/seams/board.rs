@@ -106,7 +106,7 @@ impl Platform for Board {
     fn kmalloc_config(&self) -> KmallocConfig {
         KmallocConfig { cgroup: true, ..KmallocConfig::default() }
     }
-    fn charge(&self, _gfp: Gfp, order: Order) -> bool {
+    fn charge(&self, _gfp: Gfp, _pfn: Pfn, order: Order) -> bool {
         let pages = order.nr_pages() as u64;
         let pay = |credit: u64| credit.checked_sub(pages);
         self.credit.fetch_update(Ordering::Relaxed, Ordering::Relaxed, pay).is_ok()

@@ -380,7 +380,7 @@ impl<E: BuddyEnv> Buddy<E> {
     pub(crate) fn prepare(&self, state: &State, request: &Request, pfn: Pfn) -> Result<Pfn, AllocError> {
         let (gfp, order) = (request.gfp, request.order);
         self.mark_owned(state, pfn, true);
-        if gfp.contains(Gfp::ACCOUNT) && !self.env().charge(gfp, order) {
+        if gfp.contains(Gfp::ACCOUNT) && !self.env().charge(gfp, pfn, order) {
             // Ours, and nobody has seen it.
             let freed = self.free_general(pfn, order);
             debug_assert!(freed.is_ok(), "{freed:?}");

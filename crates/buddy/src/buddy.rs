@@ -374,6 +374,9 @@ impl<E: BuddyEnv> Buddy<E> {
     #[doc(alias("__free_pages", "free_page"))]
     #[inline(always)]
     pub unsafe fn free_pages(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+        if E::CHARGES {
+            self.env.uncharge(pfn, order);
+        }
         if order.get() == 0 {
             let pushed = self.fast_section(|block| {
                 // SAFETY: inside this CPU's section, whose stacks these are.

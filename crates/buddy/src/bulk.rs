@@ -97,6 +97,11 @@ impl<E: BuddyEnv> Buddy<E> {
     /// As for [`free_pages`](Self::free_pages), for each page.
     #[doc(alias = "release_pages")]
     pub unsafe fn free_pages_bulk(&self, pages: &mut [Option<Pfn>]) -> Result<(), FreeError> {
+        if E::CHARGES {
+            for &pfn in pages.iter().flatten() {
+                self.env().uncharge(pfn, Order::ZERO);
+            }
+        }
         let mut rest = pages.iter_mut().filter(|slot| slot.is_some()).peekable();
         while rest.peek().is_some() {
             // As many as the set takes in one section.

@@ -88,10 +88,29 @@ pub trait BuddyEnv {
         None
     }
 
-    /// Charges the current memory cgroup for [`Gfp::ACCOUNT`]; `false` if it is over its limit.
-    fn charge(&self, gfp: Gfp, order: Order) -> bool {
-        let _ = (gfp, order);
+    /// Whether blocks may be charged to memory cgroups, so that every free asks [`uncharge`](Self::uncharge). A constant:
+    /// where it is `false`, frees do not know of charges.
+    const CHARGES: bool = false;
+
+    /// Charges the current memory cgroup for a block that has just been allocated with [`Gfp::ACCOUNT`]; `false` if it is over
+    /// its limit. May reclaim and sleep as far as `gfp` allows.
+    fn charge(&self, gfp: Gfp, pfn: Pfn, order: Order) -> bool {
+        let _ = (gfp, pfn, order);
         true
+    }
+
+    /// The frames of a block are about to be freed: gives back what they were charged. Single frames of a block may come one
+    /// by one, blocks that nobody paid for come too. Any context. Called only with [`CHARGES`](Self::CHARGES), on the fast
+    /// path of every free.
+    #[inline(always)]
+    fn uncharge(&self, pfn: Pfn, order: Order) {
+        let _ = (pfn, order);
+    }
+
+    /// Frees have brought a zone of the node back above its high mark: background reclaim that had given the node up may try
+    /// again. Any context.
+    fn high_mark_restored(&self, node: NodeId) {
+        let _ = node;
     }
 
     /// Fault injection: whether this request is to fail. Never asked for [`Gfp::NOFAIL`].
@@ -156,8 +175,17 @@ impl<T: BuddyEnv> BuddyEnv for &T {
     fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
         (**self).movable_owner(pfn)
     }
-    fn charge(&self, gfp: Gfp, order: Order) -> bool {
-        (**self).charge(gfp, order)
+    const CHARGES: bool = T::CHARGES;
+
+    fn charge(&self, gfp: Gfp, pfn: Pfn, order: Order) -> bool {
+        (**self).charge(gfp, pfn, order)
+    }
+    #[inline(always)]
+    fn uncharge(&self, pfn: Pfn, order: Order) {
+        (**self).uncharge(pfn, order);
+    }
+    fn high_mark_restored(&self, node: NodeId) {
+        (**self).high_mark_restored(node);
     }
     #[inline(always)]
     fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {

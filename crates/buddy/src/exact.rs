@@ -98,6 +98,11 @@ impl<E: BuddyEnv> Buddy<E> {
         for part in parts(state, range) {
             part?.check(self.options().check_free)?;
         }
+        if E::CHARGES {
+            for pfn in range.iter() {
+                self.env().uncharge(pfn, Order::ZERO);
+            }
+        }
         if self.options().init_on_free && !range.is_empty() {
             // SAFETY: the caller has given the frames up.
             unsafe { self.env().zero_frames(range) };

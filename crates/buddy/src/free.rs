@@ -122,6 +122,7 @@ impl<E: BuddyEnv> Buddy<E> {
         let high = zone.watermark(kmem_gfp::Watermark::High);
         if zone.free_pages() > high {
             zone.set_flag(flag::BELOW_HIGH, false);
+            self.env().high_mark_restored(zone.node);
         }
     }
 

@@ -39,6 +39,7 @@ mod migrate;
 mod nolock;
 mod options;
 mod pcp;
+mod places;
 mod record;
 mod report;
 mod seams;

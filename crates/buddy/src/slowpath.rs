@@ -85,6 +85,8 @@ impl<E: BuddyEnv> Buddy<E> {
             };
             let usable = self.allowed_zones(state, request).next().is_some();
             loop {
+                // The task may have been killed meanwhile.
+                let request = &Request { task: self.task_flags(), ..*request };
                 let step = if usable { self.retry(state, request, &mut attempt, started) } else { Step::NoPage };
                 match step {
                     Step::Found(pfn) => return Ok(pfn),

@@ -189,10 +189,45 @@ pub trait Platform: Sync + 'static {
         None
     }
 
-    /// Charges the current memory cgroup for [`Gfp::ACCOUNT`] pages; `false` if it is over its limit.
-    fn charge(&self, gfp: Gfp, order: Order) -> bool {
-        let _ = (gfp, order);
+    /// Who moves the allocated block that begins with this frame; `None` if nobody does, or nobody knows: see
+    /// [`BuddyEnv::movable_owner`]. Not asked about frames of this machine's compressed objects, which move by themselves.
+    fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
+        let _ = pfn;
+        None
+    }
+
+    /// Whether pages may be charged to memory cgroups, so that every free asks [`uncharge`](Self::uncharge).
+    const CHARGES: bool = false;
+
+    /// Charges the current memory cgroup for a block that has just been allocated with [`Gfp::ACCOUNT`]; `false` if it is over
+    /// its limit.
+    fn charge(&self, gfp: Gfp, pfn: Pfn, order: Order) -> bool {
+        let _ = (gfp, pfn, order);
         true
+    }
+
+    /// The frames of a block, or single ones of it, are about to be freed: gives back what they were charged. On the fast path
+    /// of every free, if [`CHARGES`](Self::CHARGES).
+    #[inline(always)]
+    fn uncharge(&self, pfn: Pfn, order: Order) {
+        let _ = (pfn, order);
+    }
+
+    /// Frees have brought a zone of a node back above its high mark.
+    fn high_mark_restored(&self, node: NodeId) {
+        let _ = node;
+    }
+
+    /// A counter of reclaim for the views, by node and by its name in `/proc/vmstat`; `None` if there is none of that name.
+    fn reclaim_counter(&self, node: NodeId, name: &str) -> Option<u64> {
+        let _ = (node, name);
+        None
+    }
+
+    /// An event that reclaim counts, by its name in `/proc/vmstat`; `None` if there is none of that name.
+    fn reclaim_event(&self, name: &str) -> Option<u64> {
+        let _ = name;
+        None
     }
 
     /// Fault injection: whether this page request is to fail. Never asked for [`Gfp::NOFAIL`].
@@ -276,10 +311,22 @@ impl<P: Platform> BuddyEnv for PageSide<P> {
         self.platform.movable_pages(pageblock)
     }
     fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
-        self.zs_pools.may_own(pfn).then_some(self.zs_pools as &dyn MovableOwner)
+        if self.zs_pools.may_own(pfn) {
+            return Some(self.zs_pools as &dyn MovableOwner);
+        }
+        self.platform.movable_owner(pfn)
     }
-    fn charge(&self, gfp: Gfp, order: Order) -> bool {
-        self.platform.charge(gfp, order)
+    const CHARGES: bool = P::CHARGES;
+
+    fn charge(&self, gfp: Gfp, pfn: Pfn, order: Order) -> bool {
+        self.platform.charge(gfp, pfn, order)
+    }
+    #[inline(always)]
+    fn uncharge(&self, pfn: Pfn, order: Order) {
+        self.platform.uncharge(pfn, order);
+    }
+    fn high_mark_restored(&self, node: NodeId) {
+        self.platform.high_mark_restored(node);
     }
     #[inline(always)]
     fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {

@@ -50,6 +50,9 @@ impl<P: Platform> Kmem<P> {
 
 impl<P: Platform> Extra for Kmem<P> {
     fn node_counter(&self, node: NodeId, name: &str) -> u64 {
+        if let Some(count) = self.platform.reclaim_counter(node, name) {
+            return count;
+        }
         match name {
             _ if node != NodeId(0) => 0,
             "nr_slab_reclaimable" => self.slabs.stats().reclaimable_pages,
@@ -59,6 +62,10 @@ impl<P: Platform> Extra for Kmem<P> {
             "nr_vmalloc" => self.vmalloc.stats().used_bytes >> PAGE_SHIFT,
             _ => 0,
         }
+    }
+
+    fn event(&self, name: &str) -> Option<u64> {
+        self.platform.reclaim_event(name)
     }
 }
 

@@ -306,7 +306,7 @@ impl BuddyEnv for Env {
         }
         if self.tenants.owns(pfn) { Some(&self.tenants) } else { None }
     }
-    fn charge(&self, _gfp: Gfp, _order: Order) -> bool {
+    fn charge(&self, _gfp: Gfp, _pfn: Pfn, _order: Order) -> bool {
         self.may_charge.load(Ordering::Relaxed)
     }
     fn inject_failure(&self, _gfp: Gfp, _order: Order) -> bool {
