@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! KmemCell ── phase: empty ─▶ busy ─▶ ready
-//!          └─ Kmem { platform ◀─ pages ◀─ vmalloc, slabs ◀─ kmalloc ◀─ kvmalloc }      each part borrows those to its left, for good
+//!          └─ Kmem { platform ◀─ pages ◀─ vmalloc, slabs ◀─ kmalloc ◀─ kvmalloc, cma ◀─ dma }
+//!             each part borrows those to its left, for good
 //! ```
 //!
 //! The parts borrow one another, so they are written in place, left to right, and never move. A cell is `const`-made:
@@ -14,6 +15,8 @@ use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use kmem_buddy::{MapError, MemoryMap};
+use kmem_cma::{Cma, Dma};
+use kmem_gfp::PfnRange;
 use kmem_kmalloc::Kmalloc;
 use kmem_kvmalloc::Kvmalloc;
 use kmem_slab::Slabs;
@@ -22,7 +25,7 @@ use kmem_sync::{UnsafeCell, const_fn};
 use kmem_vmalloc::Vmalloc;
 
 use crate::zsmalloc_names::ZsPools;
-use crate::{EitherSide, InitError, Kmem, ObjectSide, PageSide, PageSource, Platform, VirtualSide};
+use crate::{CmaSide, DmaSide, EitherSide, InitError, Kmem, ObjectSide, PageSide, PageSource, Platform, VirtualSide};
 
 const EMPTY: u32 = 0;
 const BUSY: u32 = 1;
@@ -160,6 +163,11 @@ unsafe fn fill<P: Platform>(
         (&raw mut (*place).kmalloc).write(Kmalloc::new(slabs, platform.kmalloc_config())?);
         let either = EitherSide::new(platform, &(*place).kmalloc, &(*place).vmalloc);
         (&raw mut (*place).kvmalloc).write(Kvmalloc::new(either));
+
+        let ranges = map.regions.iter().map(|region| region.range);
+        let span = ranges.reduce(|a, b| PfnRange::new(a.start.min(b.start), a.end.max(b.end)));
+        (&raw mut (*place).cma).write(Cma::new(CmaSide::new(platform, pages, span.unwrap_or_default())));
+        (&raw mut (*place).dma).write(Dma::new(DmaSide::new(platform, pages, &(*place).cma)));
         core::mem::forget((undo_slabs, undo_vmalloc, undo_pages, undo_platform));
     }
     Ok(())

@@ -5,6 +5,7 @@
 use core::fmt;
 use core::ptr::NonNull;
 
+use kmem_cma::{Cma, Dma};
 use kmem_gfp::{AllocError, FrameTable, FreeError, Gfp, NodeId, Order, PageAllocator, Pages, Pfn};
 use kmem_kmalloc::Kmalloc;
 use kmem_kvmalloc::Kvmalloc;
@@ -12,13 +13,14 @@ use kmem_slab::Slabs;
 use kmem_vmalloc::Vmalloc;
 
 use crate::zsmalloc_names::ZsPools;
-use crate::{EitherSide, ObjectSide, PageSource, Platform, VirtualSide};
+use crate::{CmaSide, DmaSide, EitherSide, ObjectSide, PageSource, Platform, VirtualSide};
 
 /// The allocators of one machine. Made by [`KmemCell::init`](crate::KmemCell::init).
 ///
 /// The names that C kernels know are methods: those for pages are here, those for [kmalloc](Self#kmalloc), for
-/// [caches](Self#caches), for [vmalloc](Self#vmalloc), for [kvmalloc](Self#kvmalloc) and for
-/// [compressed objects](Self#compressed-objects) further down. The layers themselves
+/// [caches](Self#caches), for [vmalloc](Self#vmalloc), for [kvmalloc](Self#kvmalloc), for
+/// [compressed objects](Self#compressed-objects) and for [contiguous areas and devices](Self#contiguous-areas-and-devices) further
+/// down. The layers themselves
 /// are [`pages`](Self::pages), [`slabs`](Self::slabs), [`kmalloc_layer`](Self::kmalloc_layer),
 /// [`vmalloc_layer`](Self::vmalloc_layer) and [`kvmalloc_layer`](Self::kvmalloc_layer).
 #[repr(C)]
@@ -30,6 +32,8 @@ pub struct Kmem<P: Platform> {
     pub(crate) pages: PageSource<P>,
     pub(crate) platform: P,
     pub(crate) zs_pools: ZsPools<P>,
+    pub(crate) cma: Cma<CmaSide<P>>,
+    pub(crate) dma: Dma<DmaSide<P>>,
 }
 
 impl<P: Platform> fmt::Debug for Kmem<P> {

@@ -4,12 +4,14 @@
 //! - [`KmemCell`] and [`Kmem`]: where the allocators live, and the familiar names in one place;
 //! - [`KmemGlobal`], [`GfpAlloc`], [`KvAlloc`]: the machine for Rust's collections;
 //! - the layers, re-exported: [`gfp`], [`buddy`], [`slab`], [`kmalloc`](mod@kmalloc), [`vmalloc`](mod@vmalloc),
-//!   [`kvmalloc`](mod@kvmalloc), [`zsmalloc`](mod@zsmalloc), [`sync`].
+//!   [`kvmalloc`](mod@kvmalloc), [`zsmalloc`](mod@zsmalloc), [`cma`], [`sync`].
 #![doc = include_str!("../README.md")]
 #![no_std]
 
 mod caches;
 mod cell;
+mod contiguous_names;
+mod contiguous_side;
 mod error;
 mod global;
 mod handle;
@@ -25,6 +27,7 @@ mod vmalloc_names;
 mod zsmalloc_names;
 
 pub use cell::KmemCell;
+pub use contiguous_side::{CmaSide, DmaSide};
 pub use error::InitError;
 pub use global::KmemGlobal;
 pub use handle::{GfpAlloc, KvAlloc};
@@ -37,6 +40,11 @@ pub use zsmalloc_names::ZsPool;
 
 pub use kmem_buddy as buddy;
 pub use kmem_buddy::{MapError, MemoryMap, Region, ZoneLimits};
+pub use kmem_cma as cma;
+pub use kmem_cma::{
+    AreaSpec, CmaArea, CmaError, CmaPages, DeclareError, DmaBlock, DmaBuffer, DmaDevice, DmaError, DmaPool, Place, PoolError,
+    PoolSpec, ReleaseError,
+};
 pub use kmem_gfp as gfp;
 pub use kmem_gfp::{
     AllocError, FreeError, Gfp, MigrateType, NodeId, Order, PAGE_SHIFT, PAGE_SIZE, Pages, Pfn, PfnRange, ZoneKind,

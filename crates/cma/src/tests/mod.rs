@@ -1,0 +1,1 @@
+//! Tests of areas and devices' memory over a small machine made for them.
