@@ -15,6 +15,7 @@
 use core::ops::Range;
 
 use kmem_buddy::{BuddyEnv, BuddyOptions};
+use kmem_cma::{DmaBus, PhysicalBus};
 use kmem_gfp::{
     AllocContext, FrameTable, Gfp, MovableOwner, NodeId, Order, PAGE_SIZE, Pfn, PfnRange, ReclaimRequest, Reclaimer,
 };
@@ -194,6 +195,12 @@ pub trait Platform: Sync + 'static {
     fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
         let _ = pfn;
         None
+    }
+
+    /// What lies between memory and devices. The default changes nothing: devices use physical addresses and look into
+    /// caches.
+    fn dma_bus(&self) -> &dyn DmaBus {
+        &PhysicalBus
     }
 
     /// Whether pages may be charged to memory cgroups, so that every free asks [`uncharge`](Self::uncharge).
