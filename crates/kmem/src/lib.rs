@@ -20,6 +20,7 @@ mod kvmalloc_names;
 mod many;
 mod names;
 mod platform;
+mod reclaim_side;
 mod scopes;
 mod views;
 mod virtual_side;
@@ -34,6 +35,7 @@ pub use handle::{GfpAlloc, KvAlloc};
 pub use kmem::Kmem;
 pub use kvmalloc_names::EitherSide;
 pub use platform::{ObjectSide, PageSide, Platform};
+pub use reclaim_side::{MemInfo, Mm, MmConfig, MmError, MmReclaimer, ReclaimPlatform, ReclaimSide};
 pub use views::SlabInfo;
 pub use virtual_side::{NoAddressSpace, VirtualSide};
 pub use zsmalloc_names::ZsPool;
@@ -54,6 +56,7 @@ pub use kmem_kmalloc as kmalloc;
 pub use kmem_kmalloc::{KBox, KMALLOC_MAX_SIZE, KMALLOC_MINALIGN, KfreeError, KreallocError, ZERO_SIZE_PTR, kfree_rcu};
 pub use kmem_kvmalloc as kvmalloc;
 pub use kmem_kvmalloc::{KvBlock, KvfreeError, KvmallocError, KvreallocError, kvfree_rcu};
+pub use kmem_reclaim as reclaim;
 pub use kmem_slab as slab;
 pub use kmem_slab::{
     Cache, CacheArgs, CacheBox, CreateError, DestroyError, KmemCache, ObjectError, RcuHead, SlabFlags,
