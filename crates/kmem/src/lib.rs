@@ -10,6 +10,7 @@
 
 mod caches;
 mod cell;
+mod compact_names;
 mod contiguous_names;
 mod contiguous_side;
 mod error;
@@ -28,6 +29,7 @@ mod vmalloc_names;
 mod zsmalloc_names;
 
 pub use cell::KmemCell;
+pub use compact_names::CompactOnly;
 pub use contiguous_side::{CmaSide, DmaSide};
 pub use error::InitError;
 pub use global::KmemGlobal;
