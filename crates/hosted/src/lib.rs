@@ -6,12 +6,14 @@
 //! - `epoch`: grace periods;
 //! - `context`: tasks, interrupts, reports;
 //! - `host`, `platform`: these parts as kmem wants them; `builder`, `machine`, `grow`: a machine, its boot, memory added later;
+//! - `compress`, `zram`, `zswap`: compressed memory: a block device, a cache in front of swap;
 //! - `heap`: the global heap of an ordinary program; `release`: free memory back to the host;
 //! - `sys`: the host's system calls.
 #![doc = include_str!("../README.md")]
 
 mod barrier;
 mod builder;
+mod compress;
 mod context;
 mod cpu;
 #[cfg_attr(loom, expect(dead_code, reason = "the heap, which uses it, needs statics that loom does not have"))]
@@ -31,11 +33,18 @@ mod slots;
 mod space;
 mod sys;
 mod thread;
+mod zram;
+mod zswap;
 
 #[cfg(test)]
 mod tests;
 
 pub use builder::{BootError, MachineBuilder, VMALLOC_BYTES};
+#[cfg(feature = "lz4")]
+pub use compress::Lz4;
+#[cfg(feature = "zstd")]
+pub use compress::Zstd;
+pub use compress::{Compressor, DecompressError, PageBytes};
 pub use context::{CAPTURED_BYTES, Reports, in_context, task_flags};
 pub use cpu::{BindError, Binding, HostCpu, MAX_CPUS};
 pub use grace::{EpochGrace, RcuReadGuard};
@@ -46,6 +55,11 @@ pub use machine::Machine;
 pub use plan::{MAX_NODES, MIN_RAM_BYTES, MemoryPlan, PlanError, Range, ZoneSplit};
 pub use ram::{MapError, RamBacking};
 pub use space::{HostSpace, SpaceStats};
+pub use zram::{
+    BackingDevice, BdStat, IoStat, MAX_SECONDARIES, MmStat, Recompress, Recompressed, Which, Zram, ZramCreateError,
+    ZramError, ZramOptions,
+};
+pub use zswap::{Rejected, SwapDevice, SwapFile, Zswap, ZswapOptions, ZswapStats};
 
 pub use kmem_gfp::{Gfp, TaskFlags};
 pub use kmem_sync::{Cpu, CpuId};

@@ -12,8 +12,14 @@ mod heap;
 #[cfg(not(loom))]
 mod machine;
 #[cfg(not(loom))]
+mod pagers;
+#[cfg(not(loom))]
 mod plan;
 #[cfg(not(loom))]
 mod ram;
 #[cfg(not(loom))]
 mod space;
+#[cfg(not(loom))]
+mod zram;
+#[cfg(not(loom))]
+mod zswap;
