@@ -14,7 +14,8 @@
 use core::panic::Location;
 use core::ptr::NonNull;
 
-use kmem_gfp::{AllocError, FrameTable, Gfp, NodeId, OwnerTag};
+use kmem_gfp::verdict::check_sleep;
+use kmem_gfp::{AllocContext, AllocError, FrameTable, Gfp, NodeId, OwnerTag};
 use kmem_sync::atomic::{AtomicPtr, Ordering};
 use kmem_sync::{Cpu, Pinned};
 
@@ -80,10 +81,21 @@ pub(crate) unsafe fn push_known<C: Cpu>(cpu: &C, cache: &KmemCache, object: NonN
 }
 
 impl<E: SlabEnv> Slabs<E> {
+    /// Complains in debug builds about a request that may sleep where sleeping is forbidden, whether or not it would have
+    /// slept this time.
+    #[inline(always)]
+    pub(crate) fn debug_sleep_check(&self, gfp: Gfp) {
+        if cfg!(debug_assertions) {
+            let allowed = check_sleep(gfp, self.env.context().task_flags());
+            debug_assert!(allowed.is_ok(), "kmem_cache: {allowed:?}");
+        }
+    }
+
     /// Allocates an object. Contexts: any that `gfp` allows, NMI excepted.
     ///
     /// # Errors
-    /// [`AllocError::NoMemory`] if the page source has nothing that the flags allow.
+    /// [`AllocError::NoMemory`] if the page source has nothing that the flags allow; [`AllocError::OverLimit`] and its kin if
+    /// the object is to be charged and whoever pays may not have more.
     #[doc(alias = "kmem_cache_alloc")]
     #[inline(always)]
     #[track_caller]
@@ -110,7 +122,8 @@ impl<E: SlabEnv> Slabs<E> {
     #[inline(always)]
     #[track_caller]
     pub fn alloc_sized(&self, cache: &KmemCache, gfp: Gfp, requested: usize) -> Result<NonNull<u8>, AllocError> {
-        let popped = if gfp.contains(Gfp::ZERO) { None } else { pop(Pinned::quick(self.env.cpu()), cache) };
+        self.debug_sleep_check(gfp);
+        let popped = if gfp.intersects(Self::SLOW_FLAGS) { None } else { pop(Pinned::quick(self.env.cpu()), cache) };
         // The pointer of either way, not the `Result`: that would go through memory on both.
         Ok(match popped {
             Some(object) => object,
