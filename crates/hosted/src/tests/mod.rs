@@ -2,6 +2,8 @@
 
 #[cfg(loom)]
 mod loom;
+#[cfg(loom)]
+mod loom_movable;
 
 #[cfg(not(loom))]
 mod cpu;
@@ -11,6 +13,8 @@ mod grace;
 mod heap;
 #[cfg(not(loom))]
 mod machine;
+#[cfg(not(loom))]
+mod movable;
 #[cfg(not(loom))]
 mod pagers;
 #[cfg(not(loom))]
