@@ -13,7 +13,7 @@ use crate::block::Block;
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
 use crate::line::{FRAMES, FRAMES_SHIFT};
-use crate::pcp::{STACKS, ZoneSet, bump, is_middle, order_of, stack_index};
+use crate::pcp::{ZoneSet, bump, is_middle, order_of, stack_index, stacks_from};
 use crate::record::Record;
 use crate::state::State;
 use crate::stats::Event;
@@ -25,12 +25,16 @@ const fn offset_of(pfn: Pfn) -> u32 {
 }
 
 impl<E: BuddyEnv> Buddy<E> {
+    /// A free for which the inline path had no room.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn free_missed(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+        self.free_general(pfn, order)
+    }
+
     /// Every free that the inline path does not take.
     #[inline(never)]
     pub(crate) fn free_general(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
-        if order > Order::ZERO && self.push_cached(pfn, order) {
-            return Ok(());
-        }
         let state = self.state().ok_or(FreeError::Foreign(pfn))?;
         let (block, zone) = self.locate(state, pfn, order)?;
         if self.options().check_free {
@@ -51,7 +55,8 @@ impl<E: BuddyEnv> Buddy<E> {
                     return None;
                 }
                 let done = self.free_cached(state, zone, set, stack, pfn);
-                sets.remember(block.arena, pfn);
+                // SAFETY: inside the section.
+                unsafe { sets.remember(block.arena, pfn) };
                 done.then_some(())
             });
             if let Some(Some(())) = done {
@@ -131,7 +136,7 @@ impl<E: BuddyEnv> Buddy<E> {
     pub(crate) fn drain_pages(&self, state: &State, zone: &Zone, set: &ZoneSet, first: usize, pages: u64) -> u64 {
         let mut left = pages;
         let mut total = 0;
-        for stack in (first..STACKS).chain(0..first) {
+        for stack in stacks_from(first) {
             let order = order_of(stack);
             let nr = left.div_ceil(1 << order) as usize;
             if nr == 0 {

@@ -72,6 +72,9 @@ impl Platform for Host<HostCpu> {
     fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
         self.owner_of(pfn)
     }
+    // `Machine::fail_page_request` says so when requests are to fail.
+    const INJECTS_ANYWHERE: bool = false;
+
     #[inline(always)]
     fn inject_failure(&self, _gfp: Gfp, _order: Order) -> bool {
         self.fails_now()

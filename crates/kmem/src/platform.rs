@@ -237,6 +237,10 @@ pub trait Platform: Sync + 'static {
         None
     }
 
+    /// Whether every page request asks [`inject_failure`](Self::inject_failure); see
+    /// [`BuddyEnv::INJECTS_ANYWHERE`](kmem_buddy::BuddyEnv::INJECTS_ANYWHERE).
+    const INJECTS_ANYWHERE: bool = true;
+
     /// Fault injection: whether this page request is to fail. Never asked for [`Gfp::NOFAIL`].
     #[inline(always)]
     fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {
@@ -335,6 +339,8 @@ impl<P: Platform> BuddyEnv for PageSide<P> {
     fn high_mark_restored(&self, node: NodeId) {
         self.platform.high_mark_restored(node);
     }
+    const INJECTS_ANYWHERE: bool = P::INJECTS_ANYWHERE;
+
     #[inline(always)]
     fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {
         self.platform.inject_failure(gfp, order)
