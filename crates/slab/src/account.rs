@@ -31,10 +31,10 @@ impl<E: SlabEnv> Slabs<E> {
     /// The flags of a request that the hot path leaves to the slower one.
     pub(crate) const SLOW_FLAGS: Gfp = if E::ACCOUNTS { Gfp::ZERO.union(Gfp::ACCOUNT) } else { Gfp::ZERO };
 
-    /// Whether a request to a cache that sees to `care` is charged.
+    /// Whether a request is charged.
     #[inline(always)]
-    pub(crate) fn is_charged(care: u32, gfp: Gfp) -> bool {
-        E::ACCOUNTS && (care & CARE_ACCOUNT != 0 || gfp.contains(Gfp::ACCOUNT))
+    pub(crate) fn is_charged(cache: &KmemCache, gfp: Gfp) -> bool {
+        E::ACCOUNTS && (cache.flags.contains(SlabFlags::ACCOUNT) || gfp.contains(Gfp::ACCOUNT))
     }
 
     /// Charges an object that is about to be handed out. Without memory to note the payer it goes out uncharged.
@@ -65,8 +65,7 @@ impl<E: SlabEnv> Slabs<E> {
         Ok(())
     }
 
-    /// [`charge`](Self::charge) for a request to a cache that sees to `care`, if it is to be charged; the object goes back to its
-    /// slab if that is refused.
+    /// [`charge`](Self::charge) for a request that is to be charged; the object goes back to its slab if that is refused.
     ///
     /// # Errors
     /// As for [`charge`](Self::charge); the object is free again.
@@ -75,11 +74,10 @@ impl<E: SlabEnv> Slabs<E> {
         &self,
         cache: &KmemCache,
         gfp: Gfp,
-        care: u32,
         object: NonNull<u8>,
         how: Locking,
     ) -> Result<NonNull<u8>, AllocError> {
-        if Self::is_charged(care, gfp)
+        if Self::is_charged(cache, gfp)
             && let Err(error) = self.charge(cache, gfp, object, how)
         {
             self.take_back(cache, object, how);

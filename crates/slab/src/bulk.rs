@@ -126,7 +126,7 @@ impl<E: SlabEnv> Slabs<E> {
         } else if result.is_ok() {
             result = self.fill(cache, gfp, as_pointers(objects), &mut got);
         }
-        if result.is_ok() && pays && Self::is_charged(care, gfp) {
+        if result.is_ok() && pays && Self::is_charged(cache, gfp) {
             result = self.charge_all(cache, gfp, objects);
         }
         if result.is_ok() && !cache.is_debug() {

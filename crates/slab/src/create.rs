@@ -322,10 +322,12 @@ pub(crate) fn set_care<C: Cpu>(
         cache.hot_known.store(known.as_ptr(), Ordering::Relaxed);
     };
     match how {
-        Locking::Wait => Some(cache.care_lock.with(cpu, change)),
-        Locking::Try => cache.care_lock.try_with(cpu, change),
+        Locking::Wait => {
+            cache.care_lock.with(cpu, change);
+            true
+        }
+        Locking::Try => cache.care_lock.try_with(cpu, change).is_some(),
     }
-    .is_some()
 }
 
 impl<E: SlabEnv> Slabs<E> {

@@ -35,7 +35,7 @@ impl<E: SlabEnv> Slabs<E> {
         let care = cache.care.load(Ordering::Relaxed);
         if cache.is_debug() {
             let object = self.debug_alloc_how(cache, gfp, node, WHOLE, Locking::Try, Location::caller())?;
-            return self.charge_if_due(cache, gfp, care, object, Locking::Try);
+            return self.charge_if_due(cache, gfp, object, Locking::Try);
         }
         let object = match node {
             Some(node) => self.take_one(cache, gfp, node.index(), Locking::Try)?,
@@ -44,7 +44,7 @@ impl<E: SlabEnv> Slabs<E> {
                 None => self.alloc_behind_sheaf(cache, gfp, Locking::Try)?,
             },
         };
-        self.charge_if_due(cache, gfp, care, object, Locking::Try)?;
+        self.charge_if_due(cache, gfp, object, Locking::Try)?;
         // SAFETY: just allocated.
         unsafe { self.hand_out(cache, gfp, care, object, WHOLE) };
         Ok(object)

@@ -91,7 +91,7 @@ impl<E: SlabEnv> PrefilledSheaf<'_, E> {
         // SAFETY: we hold the sheaf.
         let object = unsafe { Sheaf::pop(self.sheaf) }?;
         let care = self.cache.care.load(Ordering::Relaxed);
-        if Slabs::<E>::is_charged(care, gfp) {
+        if Slabs::<E>::is_charged(self.cache, gfp) {
             let forced = gfp.intersection(Gfp::ACCOUNT) | Gfp::NOFAIL;
             // A charge that cannot be refused.
             let _ = self.slabs.charge(self.cache, forced, object, Locking::Wait);

@@ -50,13 +50,13 @@ impl<E: SlabEnv> Slabs<E> {
         }
         if cache.is_debug() {
             let object = self.debug_alloc(cache, gfp, None, requested, caller)?;
-            return self.charge_if_due(cache, gfp, care, object, Locking::Wait);
+            return self.charge_if_due(cache, gfp, object, Locking::Wait);
         }
         let object = match self.pop_own(cache) {
             Some(object) => object,
             None => self.alloc_behind_sheaf(cache, gfp, Locking::Wait)?,
         };
-        self.charge_if_due(cache, gfp, care, object, Locking::Wait)?;
+        self.charge_if_due(cache, gfp, object, Locking::Wait)?;
         if care != 0 || gfp.contains(Gfp::ZERO) {
             // SAFETY: just allocated.
             unsafe { self.hand_out(cache, gfp, care, object, requested) };
@@ -83,13 +83,13 @@ impl<E: SlabEnv> Slabs<E> {
         }
         if cache.is_debug() {
             let object = self.debug_alloc(cache, gfp, Some(node), requested, caller)?;
-            return self.charge_if_due(cache, gfp, care, object, Locking::Wait);
+            return self.charge_if_due(cache, gfp, object, Locking::Wait);
         }
         let object = match self.pop_from_node(cache, node) {
             Some(object) => object,
             None => self.take_on_node(cache, gfp, node)?,
         };
-        self.charge_if_due(cache, gfp, care, object, Locking::Wait)?;
+        self.charge_if_due(cache, gfp, object, Locking::Wait)?;
         // SAFETY: just allocated.
         unsafe { self.hand_out(cache, gfp, care, object, requested) };
         Ok(object)
