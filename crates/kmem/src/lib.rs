@@ -8,6 +8,7 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
 
+mod account;
 mod caches;
 mod cell;
 mod compact_names;
@@ -46,8 +47,8 @@ pub use kmem_buddy as buddy;
 pub use kmem_buddy::{MapError, MemoryMap, Region, ZoneLimits};
 pub use kmem_cma as cma;
 pub use kmem_cma::{
-    AreaSpec, CmaArea, CmaError, CmaPages, DeclareError, DmaBlock, DmaBuffer, DmaDevice, DmaError, DmaPool, Place, PoolError,
-    PoolSpec, ReleaseError,
+    AreaSpec, CmaArea, CmaError, CmaPages, DeclareError, DmaBlock, DmaBuffer, DmaDevice, DmaError, DmaPool, Place,
+    PoolError, PoolSpec, ReleaseError,
 };
 pub use kmem_gfp as gfp;
 pub use kmem_gfp::{
