@@ -105,10 +105,10 @@ unsafe impl Lender for Block {
         range(0, 512)
     }
     fn reserve(&self, range: PfnRange) -> Result<(), AllocError> {
-        self.lent.store(true, Ordering::Relaxed);
-        let taken = self.take_range(range, Gfp::KERNEL);
-        self.lent.store(false, Ordering::Relaxed);
-        taken
+        match Self::halves(range).find(|&half| self.taken[half].swap(true, Ordering::AcqRel)) {
+            None => Ok(()),
+            Some(half) => Err(AllocError::Busy(Pfn(half as u64 * HALF))),
+        }
     }
     unsafe fn adopt(&self, range: PfnRange) -> Result<(), AllocError> {
         self.reserve(range)

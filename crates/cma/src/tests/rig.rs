@@ -23,6 +23,7 @@ pub(crate) const PIECES: [u64; 3] = [0x800, 0x4_0000, 0x20_0000];
 /// A page allocator over three pieces of memory, first fit from above.
 pub(crate) struct Pages {
     first: [u64; 3],
+    frames: Frames,
     used: Mutex<[[bool; NR as usize]; 3]>,
     /// The request, counted from one, that fails; 0: none.
     pub(crate) fail_at: AtomicU64,
@@ -73,7 +74,11 @@ unsafe impl ExactPages for Pages {
                 let frames = &mut used[piece][at as usize..at as usize + nr_pages];
                 if frames.iter().all(|used| !used) {
                     frames.fill(true);
-                    return Ok(PfnRange::with_len(Pfn(first + at), nr_pages as u64).unwrap());
+                    let range = PfnRange::with_len(Pfn(first + at), nr_pages as u64).unwrap();
+                    if gfp.contains(Gfp::ZERO) {
+                        self.frames.zero(range);
+                    }
+                    return Ok(range);
                 }
             }
         }
@@ -95,7 +100,19 @@ unsafe impl ExactPages for Pages {
 }
 
 /// The three pieces, mapped apart.
+#[derive(Clone, Copy)]
 pub(crate) struct Frames([FlatFrameTable; 3]);
+
+impl Frames {
+    /// For frames that the caller has.
+    fn zero(&self, range: PfnRange) {
+        for pfn in range.iter() {
+            let page = self.address_of(pfn).unwrap();
+            // SAFETY: mapped, the caller's.
+            unsafe { page.write_bytes(0, PAGE_SIZE) };
+        }
+    }
+}
 
 // SAFETY: the tables of the pieces, which do not overlap.
 unsafe impl FrameTable for Frames {
@@ -194,6 +211,7 @@ impl Rig {
             context: ToyContext::default(),
             pages: Pages {
                 first,
+                frames,
                 used: Mutex::new([[false; NR as usize]; 3]),
                 fail_at: AtomicU64::new(0),
                 asked: Mutex::new(Vec::new()),
@@ -251,10 +269,6 @@ impl DmaEnv for Rig {
         &self.bus
     }
     unsafe fn zero_frames(&self, range: PfnRange) {
-        for pfn in range.iter() {
-            let page = self.frames.address_of(pfn).unwrap();
-            // SAFETY: mapped, the caller's.
-            unsafe { page.write_bytes(0, PAGE_SIZE) };
-        }
+        self.frames.zero(range);
     }
 }
