@@ -8,7 +8,8 @@
 use kmem_gfp::{AllocContext, FreeError, MigrateType, Order, Pfn, PfnRange};
 use kmem_sync::atomic::Ordering;
 
-use crate::bits::cover;
+use crate::arena::{Arena, Span};
+use crate::bits::{WORD_ORDER, cover};
 use crate::block::Block;
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
@@ -18,6 +19,28 @@ use crate::record::Record;
 use crate::state::State;
 use crate::stats::Event;
 use crate::zone::{Zone, flag};
+
+/// Where the pageblocks of one span lie.
+struct Place<'s> {
+    arena: &'s Arena,
+    span: Span,
+}
+
+impl<'s> Place<'s> {
+    /// The span of the pageblock with this number.
+    #[cold]
+    fn of(state: &'s State, number: u64) -> Option<Self> {
+        let pfn = Pfn(number << FRAMES_SHIFT);
+        state.arenas().find_map(|arena| Some(Self { arena, span: *arena.span_of(pfn)? }))
+    }
+
+    /// The pageblock with this number, if it is in the span.
+    #[inline(always)]
+    fn block(&self, number: u64) -> Option<Block<'s>> {
+        let ahead = number.wrapping_sub(self.span.first) as usize;
+        if ahead < self.span.len { self.arena.block(self.span.index + ahead) } else { None }
+    }
+}
 
 /// A frame's place in its pageblock.
 const fn offset_of(pfn: Pfn) -> u32 {
@@ -170,36 +193,29 @@ impl<E: BuddyEnv> Buddy<E> {
             return freed;
         }
         let mut freed = 0;
-        let mut run: Option<(u64, u64)> = None;
-        let mut cached: Option<(Block<'_>, u64)> = None;
-        for &pfn in entries.iter() {
-            let (word, bit) = (pfn / 64, 1 << (pfn % 64));
-            match &mut run {
-                Some((at, mask)) if *at == word && *mask & bit == 0 => *mask |= bit,
-                _ => {
-                    if let Some((at, mask)) = run {
-                        freed += self.put_run(state, &mut cached, at, mask);
-                    }
-                    run = Some((word, bit));
-                }
+        let mut place: Option<Place<'_>> = None;
+        let mut rest = entries.iter().copied().peekable();
+        while let Some(pfn) = rest.next() {
+            let word = pfn / 64;
+            let mut mask = 1u64 << (pfn % 64);
+            // Neighbours that were freed one after the other go back together.
+            while let Some(next) = rest.next_if(|&next| next / 64 == word && mask >> (next % 64) & 1 == 0) {
+                mask |= 1 << (next % 64);
             }
-        }
-        if let Some((at, mask)) = run {
-            freed += self.put_run(state, &mut cached, at, mask);
+            freed += self.put_run(state, &mut place, word, mask);
         }
         freed
     }
 
     /// Puts single frames of one word back. Returns how many.
-    #[inline]
-    fn put_run<'s>(&self, state: &'s State, cached: &mut Option<(Block<'s>, u64)>, word: u64, mask: u64) -> i64 {
-        let number = word >> (FRAMES_SHIFT - 6);
-        let block = match *cached {
-            Some((block, at)) if at == number => block,
-            _ => {
-                let neighbour = cached.and_then(|(block, at)| block.at_distance(number.wrapping_sub(at)));
-                let Some(block) = neighbour.or_else(|| state.block_of(Pfn(word * 64))) else { return 0 };
-                *cached = Some((block, number));
+    #[inline(always)]
+    fn put_run<'s>(&self, state: &'s State, place: &mut Option<Place<'s>>, word: u64, mask: u64) -> i64 {
+        let number = word >> (FRAMES_SHIFT - WORD_ORDER);
+        let block = match place.as_ref().and_then(|place| place.block(number)) {
+            Some(block) => block,
+            None => {
+                *place = Place::of(state, number);
+                let Some(block) = place.as_ref().and_then(|place| place.block(number)) else { return 0 };
                 block
             }
         };

@@ -5,7 +5,7 @@ use std::vec::Vec;
 use kmem_gfp::{MigrateType, Order};
 use proptest::prelude::*;
 
-use crate::bits::{choose, cover, heads, merged};
+use crate::bits::{choose, cover, heads, merged, outgrows};
 use crate::highatomic_limit;
 use crate::line::{Line, WORDS, for_each_block, largest_in};
 use crate::pcp::{is_kernel_cached, is_middle, order_of, stack_index, stacks_from};
@@ -119,6 +119,30 @@ fn reserves_divide_what_lies_above() {
     assert_eq!(boosted(0, 1548, 15_000), 512);
     assert_eq!(boosted(2048, 1548, 15_000), 2322);
     assert_eq!(boosted(0, 100, 15_000), 512);
+}
+
+#[test]
+fn a_freed_frame_outgrows_an_order_exactly_when_its_run_is_as_large() {
+    let mut word = 0x9e37_79b9_7f4a_7c15_u64;
+    for turn in 0..2_000 {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let word = match turn % 4 {
+            0 => word,
+            1 => word | word >> 1 | word << 1,
+            2 => word | word << 7 | word >> 13 | word << 29,
+            _ => u64::MAX,
+        };
+        for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
+            for order in 0..=8 {
+                let larger = merged(word, bit, 0) >= order || (order > 6 && word == u64::MAX);
+                assert_eq!(outgrows(word, 1 << bit, order), larger, "{word:x} {bit} {order}");
+            }
+        }
+        // Of many frames none is overlooked.
+        for order in 0..=6 {
+            assert!(outgrows(word, word, order) || heads(word, order) == 0);
+        }
+    }
 }
 
 #[test]
