@@ -6,6 +6,7 @@ mod foreign;
 mod global;
 mod init;
 mod memory_of_either_kind;
+mod paying;
 mod threads;
 mod views;
 
