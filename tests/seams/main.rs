@@ -2,6 +2,9 @@
 //! allocator.
 
 mod board;
+mod compressed;
+mod contiguous;
+mod estate;
 mod foreign;
 mod global;
 mod init;
