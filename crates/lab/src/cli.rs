@@ -44,13 +44,6 @@ pub enum Command {
         #[command(flatten)]
         options: crate::zram::ZramOptions,
     },
-    /// Fragment a machine with a trace's mix of page requests and ask it for large blocks, before and after compaction; free huge
-    /// pages after the trace's page events, beside other page allocators.
-    Fragment {
-        /// How.
-        #[command(flatten)]
-        options: crate::fragment::FragmentOptions,
-    },
     /// Replay a trace and print the machine's views in the kernel's formats: buddyinfo, zoneinfo, slabinfo, pagetypeinfo, vmstat,
     /// vmallocinfo.
     Machine {
