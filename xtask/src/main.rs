@@ -63,6 +63,15 @@ enum Command {
     Boot(boot::Options),
     /// What each crate alone adds to an image.
     Sizes,
+    /// Random contexts, group limits and failures on a machine under pressure, until the time is up or something is lost.
+    Soak {
+        /// How long, in minutes.
+        #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        minutes: u64,
+        /// The first round's number: repeats a run.
+        #[arg(long, value_name = "N", default_value_t = 1)]
+        seed: u64,
+    },
     /// Measure kmem beside its peers.
     #[command(disable_help_flag = true)]
     Bench {
@@ -106,6 +115,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::NoStd => matrix::no_std(&workspace),
         Command::Boot(options) => boot::run(&workspace, &options),
         Command::Sizes => sizes::run(&workspace),
+        Command::Soak { minutes, seed } => forward::soak(&workspace, minutes, seed),
         Command::Bench { args } => forward::bench(&workspace, &args),
         Command::Fuzz { args } => forward::fuzz(&workspace, &args),
     }
