@@ -9,7 +9,8 @@
 //!                                                   └─ reclaim  whom to ask in a shortage
 //!           memory (the loader's map ─▶ kmem), page_table and vm (vmalloc), global (alloc's collections)
 //! hardware  console, exit, asm, descriptors, trap, apic, acpi, pvh, smp, ipi, pci, disk
-//! threads   sched, thread
+//! threads   sched, thread, sleep
+//! pressure  daemons (kswapd, kcompactd), page_cache
 //! suite     the tests that run inside, and the costs
 //! ```
 //!
@@ -35,6 +36,8 @@ mod context;
 #[cfg(bare_metal)]
 mod cpu;
 #[cfg(bare_metal)]
+mod daemons;
+#[cfg(bare_metal)]
 mod descriptors;
 #[cfg(bare_metal)]
 mod disk;
@@ -55,6 +58,8 @@ mod late;
 #[cfg(bare_metal)]
 mod memory;
 #[cfg(bare_metal)]
+mod page_cache;
+#[cfg(bare_metal)]
 mod page_list;
 #[cfg(bare_metal)]
 mod page_table;
@@ -70,6 +75,8 @@ mod pvh;
 mod reclaim;
 #[cfg(bare_metal)]
 mod sched;
+#[cfg(bare_metal)]
+mod sleep;
 #[cfg(bare_metal)]
 mod smp;
 #[cfg(bare_metal)]

@@ -3,7 +3,9 @@
 use core::ops::Range;
 
 use kmem::gfp::{Gfp, Order, PAGE_SIZE, PfnRange};
-use kmem::{Kmem, KmemCell, Platform};
+use kmem::reclaim::lru::{OwnerId, PageOwner};
+use kmem::{Kmem, KmemCell, NodeId, Pfn, Platform, ReclaimPlatform, ZoneKind};
+use kmem_gfp::{MovableOwner, ReclaimRequest};
 use kmem_sync::atomic::{AtomicU64, Ordering};
 use kmem_vmalloc::Work;
 
@@ -12,8 +14,9 @@ use crate::cpu::KernelCpu;
 use crate::frames::Frames;
 use crate::grace::SchedulerGrace;
 use crate::page_table::{KernelSpace, WINDOW};
-use crate::reclaim::KernelReclaim;
-use crate::vm;
+use crate::reclaim::{KernelReclaim, MM};
+use crate::sleep::KernelPark;
+use crate::{daemons, page_cache, vm};
 
 /// The machine. Every part is a type without state, so each question is a register, a static or an instruction.
 #[derive(Clone, Copy, Debug)]
@@ -110,8 +113,43 @@ impl Platform for Machine {
         }
     }
 
+    fn background_running(&self, node: NodeId) -> bool {
+        MM.get().is_some_and(|mm| mm.background_running(node))
+    }
+    fn reclaim_node(&self, node: NodeId, request: &ReclaimRequest) -> bool {
+        MM.get().is_some_and(|mm| mm.reclaim_node(node, request))
+    }
+    fn high_mark_restored(&self, node: NodeId) {
+        if let Some(mm) = MM.get() {
+            mm.high_mark_restored(node);
+        }
+    }
+    fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
+        MM.get()?.movable_owner(pfn)
+    }
+    fn reclaim_counter(&self, node: NodeId, name: &str) -> Option<u64> {
+        MM.get()?.node_counter(node, name)
+    }
+    fn reclaim_event(&self, name: &str) -> Option<u64> {
+        MM.get()?.event(name)
+    }
+
     #[inline(always)]
     fn inject_failure(&self, _gfp: Gfp, _order: Order) -> bool {
         FAIL_IN.load(Ordering::Relaxed) != 0 && fails_now()
+    }
+}
+
+impl ReclaimPlatform for Machine {
+    type Park = KernelPark;
+
+    fn park(&self) -> &KernelPark {
+        &KernelPark
+    }
+    fn page_owner(&self, id: OwnerId) -> Option<&dyn PageOwner> {
+        page_cache::owner(id).map(|owner| owner as &dyn PageOwner)
+    }
+    fn wake_compaction(&self, _node: NodeId, order: Order, ceiling: ZoneKind) {
+        daemons::wake_compaction(order, ceiling);
     }
 }

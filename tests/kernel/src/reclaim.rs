@@ -1,7 +1,9 @@
 //! [`KernelReclaim`]: whom the page allocator asks in a shortage. Step 5 of a port.
 //!
-//! Nobody reclaims here by default. A test can lend it pages and say how many each round frees.
+//! [`MM`], once it is installed (`daemons`); before that nobody. A test can lend pages and say how many each round frees: then
+//! its script is followed and nothing else.
 
+use kmem::MmReclaimer;
 use kmem_gfp::{
     AllocContext, CompactOutcome, CompactPriority, NodeId, OomOutcome, Order, ReclaimRequest, Reclaimer, ZoneKind,
 };
@@ -10,7 +12,10 @@ use kmem_sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::cpu::KernelCpu;
 use crate::page_list::PageList;
-use crate::platform::kmem;
+use crate::platform::{Machine, kmem};
+
+/// Who reclaims.
+pub(crate) static MM: MmReclaimer<Machine> = MmReclaimer::new();
 
 /// What a test lets reclaim do.
 #[derive(Debug)]
@@ -79,17 +84,20 @@ fn free(pages: usize) -> usize {
 }
 
 impl Reclaimer for KernelReclaim {
-    fn wake_background(&self, _node: NodeId, _request: &ReclaimRequest) {
+    fn wake_background(&self, node: NodeId, request: &ReclaimRequest) {
+        if !PLAYING.load(Ordering::Relaxed) {
+            return MM.wake_background(node, request);
+        }
         WAKES.fetch_add(1, Ordering::Relaxed);
     }
 
     fn can_reclaim(&self) -> bool {
-        PLAYING.load(Ordering::Relaxed)
+        PLAYING.load(Ordering::Relaxed) || MM.can_reclaim()
     }
 
-    fn reclaim(&self, _context: &dyn AllocContext, _request: &ReclaimRequest) -> usize {
+    fn reclaim(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> usize {
         if !PLAYING.load(Ordering::Relaxed) {
-            return 0;
+            return MM.reclaim(context, request);
         }
         ROUNDS.fetch_add(1, Ordering::Relaxed);
         let pages = SCRIPT.with(&KernelCpu, |script| match script.rounds.checked_sub(1) {
@@ -102,17 +110,33 @@ impl Reclaimer for KernelReclaim {
         free(pages)
     }
 
-    fn compact(&self, _: &dyn AllocContext, _: &ReclaimRequest, _: CompactPriority) -> CompactOutcome {
-        CompactOutcome::Skipped
+    fn compact(
+        &self,
+        context: &dyn AllocContext,
+        request: &ReclaimRequest,
+        priority: CompactPriority,
+    ) -> CompactOutcome {
+        if PLAYING.load(Ordering::Relaxed) { CompactOutcome::Skipped } else { MM.compact(context, request, priority) }
     }
 
-    fn reclaimable_pages(&self, _node: NodeId, _zone: ZoneKind) -> u64 {
-        if PLAYING.load(Ordering::Relaxed) { SCRIPT.with(&KernelCpu, |script| script.hoard.len() as u64) } else { 0 }
+    fn can_compact(&self) -> bool {
+        !PLAYING.load(Ordering::Relaxed) && MM.can_compact()
     }
 
-    fn out_of_memory(&self, _context: &dyn AllocContext, _request: &ReclaimRequest) -> OomOutcome {
+    fn reclaimable_pages(&self, node: NodeId, zone: ZoneKind) -> u64 {
+        if PLAYING.load(Ordering::Relaxed) {
+            SCRIPT.with(&KernelCpu, |script| script.hoard.len() as u64)
+        } else {
+            MM.reclaimable_pages(node, zone)
+        }
+    }
+
+    fn out_of_memory(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> OomOutcome {
+        if !PLAYING.load(Ordering::Relaxed) {
+            return MM.out_of_memory(context, request);
+        }
         OOMS.fetch_add(1, Ordering::Relaxed);
         let pages = SCRIPT.with(&KernelCpu, |script| script.last_resort);
-        if PLAYING.load(Ordering::Relaxed) && free(pages) > 0 { OomOutcome::Progress } else { OomOutcome::NoVictim }
+        if free(pages) > 0 { OomOutcome::Progress } else { OomOutcome::NoVictim }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! console ─▶ loader's map ─▶ per-CPU base ─▶ interrupts ─▶ how many CPUs ─▶ memory ─▶ APIC, timer
-//!         ─▶ threads ─▶ the other CPUs ─▶ vmalloc's worker ─▶ the suite, as a thread; this CPU idles
+//!         ─▶ threads ─▶ the other CPUs ─▶ vmalloc's worker, kswapd, kcompactd ─▶ the suite, as a thread; this CPU idles
 //! ```
 
 use kmem_sync::CpuId;

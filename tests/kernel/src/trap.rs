@@ -3,11 +3,12 @@
 use core::arch::global_asm;
 
 use kmem_gfp::TaskFlags;
+use kmem_sync::CpuId;
 use kmem_sync::atomic::{AtomicPtr, Ordering};
 
 use crate::apic::{self, vector};
 use crate::exit::{Exit, exit};
-use crate::{console, fault, grace, ipi, percpu, sched, step, thread};
+use crate::{console, fault, grace, ipi, percpu, sched, sleep, step, thread};
 
 global_asm!(
     include_str!("trap.s"),
@@ -90,6 +91,9 @@ extern "C" fn trap(frame: &mut Frame) {
                 grace::quiescent();
             }
             run(&ON_TICK);
+            if this.id() == CpuId(0) {
+                sleep::tick();
+            }
             apic::end_of_interrupt();
             percpu::set_flags(before);
             if sched::should_preempt() {

@@ -4,6 +4,7 @@
 //! says the same. `test=NAME` on the command line chooses: a test, a group, `costs` or `scaling`.
 
 mod areas;
+mod background;
 mod collections;
 mod contract;
 mod costs;
@@ -23,7 +24,7 @@ use alloc::string::String;
 use kmem_sync::atomic::{AtomicU64, Ordering};
 
 use crate::exit::{Exit, exit};
-use crate::{cmdline, console, ipi, percpu, sched, thread, trap, vm};
+use crate::{cmdline, console, daemons, ipi, percpu, sched, thread, trap, vm};
 
 /// A test: its name, and what it does. It fails by panicking.
 #[derive(Clone, Copy, Debug)]
@@ -42,10 +43,11 @@ macro_rules! tests {
 }
 use tests;
 
-const GROUPS: [(&str, &[Test]); 12] = [
+const GROUPS: [(&str, &[Test]); 13] = [
     ("machine", machine::TESTS),
     ("contract", contract::TESTS),
     ("pressure", pressure::TESTS),
+    ("background", background::TESTS),
     ("areas", areas::TESTS),
     ("guard", guard::TESTS),
     ("collections", collections::TESTS),
@@ -73,6 +75,7 @@ pub(crate) fn main() {
     // Counts include what is put off: nobody does it on the side.
     if cmdline::value("test") != Some("costs") {
         vm::start_worker();
+        daemons::start();
     }
     println!(
         "kmem kernel: {} cpus, {} MiB managed, tick {} us",

@@ -5,10 +5,9 @@ use core::ptr::NonNull;
 use core::slice;
 
 use kmem::{Gfp, Order};
-use kmem_sync::atomic::Ordering;
 
 use super::random::mix;
-use crate::disk::{self, BOUNCES, Disk};
+use crate::disk::{self, Disk, REACH};
 use crate::platform::kmem;
 use crate::vm::vmalloc;
 
@@ -44,7 +43,7 @@ fn the_disk_is_read_and_written_with_buffers_of_every_kind() {
     assert_eq!(disk.capacity() as usize, SECTORS);
     let half = SECTORS / 2;
 
-    // Memory that the device reaches where it is: kmalloc, and pages below 4 GiB.
+    // Memory that the device reaches where it is: kmalloc (below 4 GiB), pages of DMA32, a contiguous area.
     let mut small = vec![0; 8 * SECTOR];
     for sector in (0..512).step_by(8) {
         read_and_check(&mut disk, sector, &mut small);
@@ -53,30 +52,42 @@ fn the_disk_is_read_and_written_with_buffers_of_every_kind() {
     let order = Order::new(7).expect("an order");
     let pages = kmem().alloc_pages(Gfp::KERNEL | Gfp::DMA32 | Gfp::ZERO, order).expect("memory");
     let large = bytes(kmem().page_address(pages).expect("mapped"), order.size_bytes());
-    for sector in (512..2560).step_by(large.len() / SECTOR) {
+    assert!(kmem().dma_layer().reaches(&REACH, NonNull::from(&mut *large)).is_some());
+    for sector in (512..1536).step_by(large.len() / SECTOR) {
         read_and_check(&mut disk, sector, large);
         write(&mut disk, half + sector, large);
     }
 
+    let area = kmem().cma_layer().area("devices").expect("declared at boot");
+    let block = kmem().dma_layer().alloc_coherent_raw(&REACH, 256 * SECTOR, Gfp::KERNEL).expect("memory");
+    assert!(area.ranges().any(|range| range.contains(block.frames.start)), "{block:?} is not the area's");
+    let contiguous = bytes(block.address, block.len);
+    assert_eq!(kmem().dma_layer().reaches(&REACH, NonNull::from(&mut *contiguous)), Some(block.bus));
+    for sector in (1536..2560).step_by(256) {
+        read_and_check(&mut disk, sector, contiguous);
+        write(&mut disk, half + sector, contiguous);
+    }
+
     // Memory that it does not: virtually contiguous, and this stack.
-    let bounces = BOUNCES.load(Ordering::Relaxed);
-    let area = vmalloc().vzalloc(64 * SECTOR).expect("memory");
-    let buffer = bytes(area, 64 * SECTOR);
+    let window = vmalloc().vzalloc(64 * SECTOR).expect("memory");
+    let buffer = bytes(window, 64 * SECTOR);
+    assert!(kmem().dma_layer().reaches(&REACH, NonNull::from(&mut *buffer)).is_none(), "bounced");
     for sector in (2560..3584).step_by(64) {
         read_and_check(&mut disk, sector, buffer);
         write(&mut disk, half + sector, buffer);
     }
     let mut local = [0; SECTOR];
+    assert!(kmem().dma_layer().reaches(&REACH, NonNull::from(&mut local[..])).is_none(), "bounced");
     for sector in 3584..half {
         read_and_check(&mut disk, sector, &mut local);
         write(&mut disk, half + sector, &mut local);
     }
-    assert!(BOUNCES.load(Ordering::Relaxed) > bounces, "bounce buffers were used");
     disk.flush().expect("the disk flushes");
     drop(disk);
     // SAFETY: ours.
     unsafe {
         kmem().free_pages(pages, order).expect("ours");
-        vmalloc().vfree(area.as_ptr()).expect("ours");
+        kmem().dma_free_coherent(block).expect("ours");
+        vmalloc().vfree(window.as_ptr()).expect("ours");
     }
 }
