@@ -224,6 +224,7 @@ fn variable(name: &str) -> Option<u64> {
 }
 
 #[test]
+#[ignore = "takes as long as it is told to: cargo xtask soak"]
 fn counters_conserve_pages_under_random_contexts_limits_and_failures() {
     let length = Duration::from_secs(variable("KMEM_SOAK_SECONDS").unwrap_or(4));
     let (begun, mut rounds, mut steps) = (Instant::now(), 0u64, 0);

@@ -16,7 +16,7 @@ pub(crate) fn bench(workspace: &Workspace, args: &[String]) -> anyhow::Result<()
 
 /// Runs the soak; each round says how long the run has been clean.
 pub(crate) fn soak(workspace: &Workspace, minutes: u64, seed: u64) -> anyhow::Result<()> {
-    let args = ["test", "--release", "-p", "kmem-tests", "--test", "soak", "--", "--nocapture"];
+    let args = ["test", "--release", "-p", "kmem-tests", "--test", "soak", "--", "--ignored", "--nocapture"];
     let mut command = in_root(workspace, &cargo(), &args);
     command.env("KMEM_SOAK_SECONDS", (minutes * 60).to_string()).env("KMEM_SOAK_SEED", seed.to_string());
     finish(command)
