@@ -28,6 +28,10 @@ pub(crate) struct Tenants {
 }
 
 impl Tenants {
+    #[expect(
+        clippy::mut_from_ref,
+        reason = "the memory is the frame's, not the table's; the lock of `homes` keeps users apart"
+    )]
     fn words(&self, pfn: u64) -> &mut [u64] {
         let page = kmem::gfp::FrameTable::address_of(&self.frames, Pfn(pfn)).unwrap();
         // SAFETY: the tenant's page, or one that it is moving to; tenants are locked.
