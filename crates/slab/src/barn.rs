@@ -1,9 +1,13 @@
 //! The barn: where a node's CPUs trade full sheaves for empty ones.
 //!
 //! ```text
-//! Barn ─┬─ full  ──▶ sheaf ──▶ sheaf      at most 10, soft; fewer while nobody wants them
+//! Barn ─┬─ full  ──▶ sheaf ──▶ sheaf      at most 10, soft; fewer while nobody wants them, more while bursts repeat
 //!       └─ empty ──▶ sheaf                at most 10, soft
 //! ```
+//!
+//! A cache whose users take more at a time than the barn holds, give it all back and take it again would send the same objects
+//! to their slabs and fetch them from there every time. The barn notices: a sheaf that went to the slabs for want of room and
+//! that a refill misses afterwards is room for one more, up to [`BURST_BYTES`] of objects.
 //!
 //! **Locking:** one [`IrqLock`] over both lists; it may be taken inside a CPU's local section. The counts are repeated in
 //! atomics so that the common "nothing there" needs no lock.
@@ -67,10 +71,17 @@ pub(crate) struct Barn {
     /// How many full sheaves are worth keeping, in quarters: each refill from slabs adds one whole, each overflow takes a
     /// quarter away.
     demand: AtomicU32,
+    /// Full sheaves that went to the slabs for want of room and that no refill has missed so far.
+    spilled: AtomicU32,
+    /// Sheaves beyond the limit that repeated bursts have earned.
+    earned: AtomicU32,
 }
 
 /// Overflows that make the barn smaller by one sheaf.
 const PATIENCE: u32 = 4;
+
+/// Bytes of objects up to which repeated bursts enlarge a barn.
+pub(crate) const BURST_BYTES: usize = 256 << 10;
 
 impl Barn {
     const_fn! {
@@ -81,6 +92,8 @@ impl Barn {
                 nr_full: AtomicU32::new(0),
                 nr_empty: AtomicU32::new(0),
                 demand: AtomicU32::new(limit.saturating_mul(PATIENCE)),
+                spilled: AtomicU32::new(0),
+                earned: AtomicU32::new(0),
             }
         }
     }
@@ -90,14 +103,25 @@ impl Barn {
         self.demand.load(Ordering::Relaxed).div_ceil(PATIENCE)
     }
 
-    /// Notes that objects had to come from slabs: a fuller barn, up to `limit`, would have helped.
-    pub(crate) fn note_refill(&self, limit: u32) {
+    /// Notes that objects had to come from slabs: a fuller barn, up to `limit`, would have helped; up to `most` if it had been
+    /// full before. The counts are estimates: a race loses a step.
+    pub(crate) fn note_refill(&self, limit: u32, most: u32) {
+        let spilled = self.spilled.load(Ordering::Relaxed);
+        let mut earned = self.earned.load(Ordering::Relaxed);
+        if spilled > 0 {
+            self.spilled.store(spilled - 1, Ordering::Relaxed);
+            earned = earned.saturating_add(1).min(most.saturating_sub(limit));
+            self.earned.store(earned, Ordering::Relaxed);
+        }
         let demand = self.demand.load(Ordering::Relaxed).saturating_add(PATIENCE);
-        self.demand.store(demand.min(limit.saturating_mul(PATIENCE)), Ordering::Relaxed);
+        let top = limit.saturating_add(earned).saturating_mul(PATIENCE);
+        self.demand.store(demand.min(top), Ordering::Relaxed);
     }
 
     /// Notes that a full sheaf found no room; returns whether the barn has become too full for what it is used.
     pub(crate) fn note_overflow(&self) -> bool {
+        let spilled = self.spilled.load(Ordering::Relaxed);
+        self.spilled.store(spilled.saturating_add(1), Ordering::Relaxed);
         let demand = self.demand.load(Ordering::Relaxed);
         if demand > PATIENCE {
             self.demand.store(demand - 1, Ordering::Relaxed);

@@ -96,12 +96,12 @@ impl<E: SlabEnv> Slabs<E> {
                 }
             }
         } else if result.is_ok() {
-            let first = got;
             result = self.fill(cache, gfp, as_pointers(objects), &mut got);
-            let _ = first;
-            for object in objects.iter().take(got).copied().flatten() {
-                // SAFETY: just allocated.
-                unsafe { self.hand_out(cache, gfp, care, object, WHOLE) };
+            if care != 0 || gfp.contains(Gfp::ZERO) {
+                for object in objects.iter().take(got).copied().flatten() {
+                    // SAFETY: just allocated.
+                    unsafe { self.hand_out(cache, gfp, care, object, WHOLE) };
+                }
             }
         }
         if result.is_err() {
@@ -123,6 +123,11 @@ impl<E: SlabEnv> Slabs<E> {
         if let Some(rest) = out.get_mut(*got..) {
             let moved = cache.slots.try_with(cpu, |slot, _| self.drain_sheaves(cache, slot, node, rest));
             *got += moved.unwrap_or(0);
+        }
+        if *got < out.len()
+            && let Some(home) = cache.node(node)
+        {
+            home.barn.note_refill(self.config.barn_full, cache.most_full());
         }
         while let Some(rest) = out.get_mut(*got..)
             && !rest.is_empty()
@@ -285,7 +290,7 @@ impl<E: SlabEnv> Slabs<E> {
 
     /// The cache that an object belongs to; `None` for memory that is no slab's.
     #[doc(alias = "virt_to_cache")]
-    #[inline]
+    #[inline(always)]
     pub fn cache_of(&self, object: NonNull<u8>) -> Option<&KmemCache> {
         let (_, words) = self.env.frames().lookup(object.addr().get())?;
         let owner = words.owner.load(Ordering::Relaxed);

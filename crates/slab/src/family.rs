@@ -250,7 +250,9 @@ impl<E: SlabEnv> Slabs<E> {
         let log2 = usize::BITS - size_bytes.saturating_sub(1).leading_zeros();
         let power = log2.saturating_sub(META_SHIFT) as usize;
         let odd = META_ODD.iter().position(|&odd| size_bytes <= odd && size_bytes > odd - 64);
-        self.core()?.meta.get(odd.map_or(power, |odd| META_POWERS + odd))
+        // Above the powers come the odd classes, which are none for larger sizes.
+        let class = odd.map_or(power, |odd| META_POWERS + odd);
+        if odd.is_none() && power >= META_POWERS { None } else { self.core()?.meta.get(class) }
     }
 
     /// Memory for the allocator's own use, aligned to a cache line; powers of two to themselves, up to a page.

@@ -110,11 +110,35 @@ impl<E: SlabEnv> Slabs<E> {
     #[inline(always)]
     #[track_caller]
     pub fn alloc_sized(&self, cache: &KmemCache, gfp: Gfp, requested: usize) -> Result<NonNull<u8>, AllocError> {
-        let popped = if gfp.contains(Gfp::ZERO) { None } else { pop(Pinned::quick(self.env.cpu()), cache) };
+        if gfp.contains(Gfp::ZERO) {
+            return self.alloc_zeroed(cache, gfp, requested, Location::caller());
+        }
+        let popped = pop(Pinned::quick(self.env.cpu()), cache);
         // The pointer of either way, not the `Result`: that would go through memory on both.
         Ok(match popped {
             Some(object) => object,
             None => self.alloc_slow(cache, gfp, requested, Location::caller())?,
+        })
+    }
+
+    /// [`alloc_sized`](Self::alloc_sized) for zeroed objects: those that the sheaf has are zeroed right here.
+    #[inline(never)]
+    fn alloc_zeroed(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+        requested: usize,
+        caller: &'static Location<'static>,
+    ) -> Result<NonNull<u8>, AllocError> {
+        // What a constructor made is not overwritten in families that zero everything: the slow path knows.
+        let popped = if cache.ctor.is_some() { None } else { pop(Pinned::quick(self.env.cpu()), cache) };
+        Ok(match popped {
+            Some(object) => {
+                // SAFETY: an object has `object_size` bytes, ours. A cache whose sheaves can be had here tracks no sizes.
+                unsafe { object.write_bytes(0, cache.object_size()) };
+                object
+            }
+            None => self.alloc_slow(cache, gfp, requested, caller)?,
         })
     }
 
