@@ -71,6 +71,15 @@ impl Request {
 const RECLAIM_DISTANCE: u32 = 30;
 
 impl<E: BuddyEnv> Buddy<E> {
+    /// A request for which the inline path found nothing. `None`: see `error`.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn alloc_missed(&self, gfp: Gfp, order: Order, error: &mut AllocError) -> Option<Pfn> {
+        let injected = !E::INJECTS_ANYWHERE && gfp.may_be_injected() && self.env().inject_failure(gfp, order);
+        let found = if injected { Err(AllocError::Injected) } else { self.alloc_checked(gfp, order, None) };
+        found.map_err(|why| *error = why).ok()
+    }
+
     /// Every request that the inline path does not take.
     #[inline(never)]
     pub(crate) fn alloc_general(&self, gfp: Gfp, order: Order, node: Option<NodeId>) -> Result<Pfn, AllocError> {
@@ -91,7 +100,6 @@ impl<E: BuddyEnv> Buddy<E> {
     }
 
     /// Allocates, the fault injector having been asked.
-    #[inline(never)]
     pub(crate) fn alloc_checked(&self, gfp: Gfp, order: Order, node: Option<NodeId>) -> Result<Pfn, AllocError> {
         let state = self.state().filter(|_| self.is_ready()).ok_or(AllocError::NotReady)?;
         let request = self.request(state, gfp, order, node)?;

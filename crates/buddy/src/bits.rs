@@ -75,6 +75,22 @@ pub(crate) const fn merged(word: u64, bit: u32, order: u32) -> u32 {
     order
 }
 
+/// Whether the frames of `mask` that have just become free in `word` may belong to a free run of `order` or more. Exact for a
+/// single frame.
+#[inline(always)]
+pub(crate) const fn outgrows(word: u64, mask: u64, order: u32) -> bool {
+    if order > WORD_ORDER {
+        return word == u64::MAX;
+    }
+    if mask & mask.wrapping_sub(1) == 0 {
+        let size = 1u32 << order;
+        let run = u64::MAX >> (64 - size);
+        let first = mask.trailing_zeros() & !(size - 1);
+        return word >> (first & 63) & run == run;
+    }
+    heads(word, order) != 0
+}
+
 /// The first frame of one run of `order` to take out of `word`: out of the smallest free run that holds one.
 #[inline]
 const fn choose_one(word: u64, order: u32) -> u64 {
@@ -106,6 +122,10 @@ pub(crate) const fn choose(word: u64, order: u32, want: u32) -> u64 {
         return choose_one(word, if order < WORD_ORDER { order } else { WORD_ORDER });
     }
     let available = heads(word, order);
+    if word == u64::MAX && order <= WORD_ORDER && want < 64 {
+        // One large run, from its beginning.
+        return available & low(want << order);
+    }
     if available.count_ones() <= want {
         return available;
     }

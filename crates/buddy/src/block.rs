@@ -10,7 +10,7 @@ use kmem_gfp::{FreeError, MigrateType, Order, Pfn, PfnRange};
 use kmem_sync::atomic::{AtomicU32, Ordering, fence_after_rmw};
 
 use crate::arena::{Arena, Gap};
-use crate::bits::{WORD_ORDER, cover, heads};
+use crate::bits::{WORD_ORDER, cover, outgrows};
 use crate::line::{FRAMES, FRAMES_SHIFT, Line, Occupied, largest_in};
 use crate::record::Record;
 use crate::zone::Zone;
@@ -48,14 +48,6 @@ impl<'a> Block<'a> {
     #[inline]
     pub(crate) fn first_frame(&self) -> Pfn {
         self.arena.first_frame(self.index)
-    }
-
-    /// The pageblock `distance` (two's complement) further up, if it is in the same span.
-    #[inline]
-    pub(crate) fn at_distance(&self, distance: u64) -> Option<Block<'a>> {
-        let index = (self.index as u64).wrapping_add(distance) as usize;
-        let span = self.arena.spans.first().filter(|_| self.arena.spans.len() == 1)?;
-        if index.wrapping_sub(span.index) >= span.len { None } else { self.arena.block(index) }
     }
 
     /// Its zone.
@@ -369,18 +361,24 @@ impl<'a> Block<'a> {
         let word = self.free.put_bits(offset, mask)?;
         fence_after_rmw();
         let record = self.record();
-        let filed = record.filed();
-        // Anything larger than it is filed under?
-        if (filed <= WORD_ORDER && heads(word, filed) != 0) || (filed > WORD_ORDER && word == u64::MAX) {
-            let merged = if word == u64::MAX { self.free.merged_words(offset, WORD_ORDER) } else { filed };
-            if merged + 1 > filed {
-                self.raise(merged);
-            }
+        if outgrows(word, mask, record.filed()) {
+            self.grow(offset, word);
         }
         if record.is_special() {
             self.recount();
         }
         Ok(())
+    }
+
+    /// The word of `offset`, as it was a moment ago, holds more than the pageblock was filed under.
+    #[cold]
+    #[inline(never)]
+    fn grow(&self, offset: u32, word: u64) {
+        let filed = self.record().filed();
+        let merged = if word == u64::MAX { self.free.merged_words(offset, WORD_ORDER) } else { filed };
+        if merged + 1 > filed {
+            self.raise(merged);
+        }
     }
 
     #[cold]

@@ -1,7 +1,7 @@
 //! [`Buddy`]: the allocator, its initialisation and its inline fast paths.
 //!
 //! ```text
-//! alloc_pages ─▶ route[gfp] ─▶ stack ─▶ pop ──▶ done             about 20 instructions
+//! alloc_pages ─▶ route[gfp] ─▶ stack ─▶ pop ──▶ done             about 20 instructions, orders 0..=9 alike
 //!                                       └─empty, closed─▶ alloc.rs
 //! free_pages  ─▶ span ─▶ lists[pageblock] ─▶ stack ─▶ push ─▶ done
 //!                                                     └─full, closed─▶ free.rs
@@ -19,7 +19,7 @@ use crate::env::BuddyEnv;
 use crate::map::{MapError, MemoryMap};
 use crate::metadata::{self, Machine};
 use crate::options::BuddyOptions;
-use crate::pcp::stack_index;
+use crate::pcp::{ORDERS, stack_index};
 use crate::state::{CpuPointer, State};
 use crate::table::Carver;
 use crate::zone::Zone;
@@ -49,7 +49,7 @@ pub struct Buddy<E: BuddyEnv> {
 struct Cpus {
     blocks: *const CpuPointer,
     /// Zero until there are any.
-    nr: u32,
+    nr: usize,
 }
 
 // SAFETY: invariant 1 of `Buddy`; everything else is `Sync` by itself.
@@ -141,10 +141,11 @@ impl<E: BuddyEnv> Buddy<E> {
         self.state.store(core::ptr::from_ref(state).cast_mut(), Ordering::Relaxed);
         self.reconfigure(state, true);
         for block in state.cpus() {
-            block.remember_largest(arena);
+            // SAFETY: nobody else uses the allocator yet (promise 3).
+            unsafe { block.remember_largest(arena) };
         }
         self.zero_at_start(map);
-        let cpus = Cpus { blocks: state.blocks.start().as_ptr(), nr: state.nr_cpus() as u32 };
+        let cpus = Cpus { blocks: state.blocks.start().as_ptr(), nr: state.nr_cpus() };
         // SAFETY: nobody else uses the allocator yet (promise 3).
         self.cpus.with_mut(|slot| unsafe { *slot = cpus });
         self.phase.store(2, Ordering::Release);
@@ -248,34 +249,32 @@ impl<E: BuddyEnv> Buddy<E> {
         self.phase.load(Ordering::Acquire) == 2
     }
 
-    /// Runs `f` with the block of the CPU that is `pinned`, and unpins it; `None` without a CPU or before `init`.
+    /// Runs `f` with the block of the CPU with this number, to which the context is pinned if there is such a CPU, and unpins
+    /// it; `None` without a CPU or before `init`.
     #[inline(always)]
-    fn on_cpu<R>(&self, pinned: Option<CpuId>, f: impl FnOnce(&CpuBlock) -> Option<R>) -> Option<R> {
+    fn on_cpu<R>(&self, number: usize, f: impl FnOnce(&CpuBlock) -> Option<R>) -> Option<R> {
         // SAFETY: written before anybody else came (invariant 1).
         let cpus = self.cpus.with(|cpus| unsafe { *cpus });
-        // Without a CPU the number is the largest there is: one comparison serves both.
-        let id = match pinned {
-            Some(id) => id.0,
-            None => u32::MAX,
-        };
-        let result = if id < cpus.nr {
+        let id = CpuId(number as u32);
+        if number < cpus.nr {
             // SAFETY: below the number of pointers, each to a block that is initialised for good (invariant 2).
-            f(unsafe { (*cpus.blocks.add(id as usize)).0.as_ref() })
-        } else {
-            None
-        };
-        if let Some(id) = pinned {
-            // SAFETY: pinned above, and nothing pinned since is still so.
+            let result = f(unsafe { (*cpus.blocks.add(number)).0.as_ref() });
+            // SAFETY: pinned by the caller, and nothing pinned since is still so.
+            unsafe { self.env.cpu().unpin(id) };
+            return result;
+        }
+        if number < self.env.cpu().nr_cpus() as usize {
+            // SAFETY: as above.
             unsafe { self.env.cpu().unpin(id) };
         }
-        result
+        None
     }
 
     /// Runs `f` in a full section of this CPU; `None` if that cannot be had at the moment (no CPU, interrupted section,
     /// revoked, not initialised).
     #[inline]
     pub(crate) fn section<R>(&self, f: impl FnOnce(&CpuBlock) -> R) -> Option<R> {
-        self.on_cpu(self.env.cpu().try_pin(), |block| {
+        self.on_cpu(self.env.cpu().try_pin().map_or(usize::MAX, CpuId::index), |block| {
             // SAFETY: pinned to the block's CPU for the whole call.
             if !unsafe { block.lock.try_enter::<E::Cpu>() } {
                 return None;
@@ -290,7 +289,7 @@ impl<E: BuddyEnv> Buddy<E> {
     /// Runs `f` in a fast section of this CPU, which may use open stacks only.
     #[inline(always)]
     fn fast_section<R>(&self, f: impl FnOnce(&CpuBlock) -> Option<R>) -> Option<R> {
-        self.on_cpu(self.env.cpu().try_pin_quick(), |block| {
+        self.on_cpu(self.env.cpu().try_pin_number(), |block| {
             // SAFETY: pinned to the block's CPU for the whole call. The section reaches entries through `floor` and `limit`
             // of a stack, which a revoker takes away (`revoked`).
             if !unsafe { block.lock.try_enter_unrevoked::<E::Cpu>() } {
@@ -330,8 +329,8 @@ impl<E: BuddyEnv> Buddy<E> {
     /// Allocates `1 << order` contiguous frames, aligned to their count, from the zones that `gfp` allows, preferably on
     /// `node` (`None`: the running CPU's).
     ///
-    /// Contexts: any that `gfp` allows. The common order-0 request takes about twenty instructions; others of the
-    /// cached orders (0..=3 and 9, in large zones all up to 9) a few dozen; all others are lock-free searches of the
+    /// Contexts: any that `gfp` allows. The common request of a cached order (0..=3 and 9, in large zones all up to 9)
+    /// takes about twenty instructions; all others are lock-free searches of the
     /// bitmaps. Under shortage the slow path reclaims through the environment, as far as `gfp` permits.
     ///
     /// # Errors
@@ -342,21 +341,20 @@ impl<E: BuddyEnv> Buddy<E> {
     #[inline(always)]
     pub fn alloc_pages(&self, gfp: Gfp, order: Order, node: Option<NodeId>) -> Result<Pfn, AllocError> {
         // The pin scope takes MOVABLE away; the other scopes change nothing that matters while pages are at hand.
-        if order.get() == 0
-            && node.is_none()
+        if node.is_none()
             && !gfp.intersects(SLOWER)
             && !(gfp.contains(Gfp::MOVABLE) && self.task_flags().contains(TaskFlags::PIN))
         {
             self.debug_sleep_check(gfp);
-            if gfp.contains(Gfp::NOFAIL) || !self.env.inject_failure(gfp, order) {
-                // SAFETY: inside this CPU's section, whose stacks these are.
-                if let Some(pfn) = self.fast_section(|block| unsafe { block.route(gfp.bits()).pop() }) {
-                    return Ok(pfn);
-                }
-            } else {
+            if E::INJECTS_ANYWHERE && !gfp.contains(Gfp::NOFAIL) && self.env.inject_failure(gfp, order) {
                 return Err(AllocError::Injected);
             }
-            return self.alloc_checked(gfp, order, None);
+            if let Some(pfn) = self.pop_cached(gfp, order) {
+                return Ok(pfn);
+            }
+            // Through registers: the block found above need not be written to memory to look like one found here.
+            let mut error = AllocError::NotReady;
+            return self.alloc_missed(gfp, order, &mut error).ok_or(error);
         }
         self.alloc_general(gfp, order, node)
     }
@@ -377,31 +375,31 @@ impl<E: BuddyEnv> Buddy<E> {
         if E::CHARGES {
             self.env.uncharge(pfn, order);
         }
-        if order.get() == 0 {
-            let pushed = self.fast_section(|block| {
-                // SAFETY: inside this CPU's section, whose stacks these are.
-                unsafe { block.list(pfn)?.push(pfn).then_some(()) }
-            });
-            if pushed.is_some() {
-                return Ok(());
-            }
+        if self.push_cached(pfn, order) {
+            return Ok(());
         }
-        self.free_general(pfn, order)
+        self.free_missed(pfn, order)
     }
 
     /// The fast path of every cached order.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn pop_cached(&self, gfp: Gfp, order: Order) -> Option<Pfn> {
-        // SAFETY: inside this CPU's section, whose stacks these are.
-        self.fast_section(|block| unsafe { block.route_for(gfp.bits(), order)?.pop() })
+        if order.index() >= ORDERS {
+            return None;
+        }
+        // SAFETY: inside this CPU's section, whose stacks these are; the order was looked at above.
+        self.fast_section(|block| unsafe { block.route(gfp.bits(), order).pop() })
     }
 
     /// The fast path back of every cached order.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn push_cached(&self, pfn: Pfn, order: Order) -> bool {
-        // SAFETY: inside this CPU's section, whose stacks these are.
-        let push = |block: &CpuBlock| unsafe { block.list_for(pfn, order)?.push(pfn).then_some(()) };
-        pfn.is_aligned(order) && self.fast_section(push).is_some()
+        if order.index() >= ORDERS || !pfn.is_aligned(order) {
+            return false;
+        }
+        // SAFETY: inside this CPU's section, whose stacks these are; the order was looked at above.
+        let push = |block: &CpuBlock| unsafe { block.list(pfn, order)?.push(pfn).then_some(()) };
+        self.fast_section(push).is_some()
     }
 
     /// Complains in debug builds about a request that may sleep in a context that may not.

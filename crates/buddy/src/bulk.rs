@@ -108,8 +108,8 @@ impl<E: BuddyEnv> Buddy<E> {
             self.section(|sets| {
                 while let Some(slot) = rest.peek_mut() {
                     let Some(pfn) = **slot else { return };
-                    // SAFETY: inside the section of the set's CPU.
-                    if !sets.list(pfn).is_some_and(|list| unsafe { list.push(pfn) }) {
+                    // SAFETY: inside the section of the set's CPU, whose stacks begin with order 0.
+                    if !unsafe { sets.list(pfn, Order::ZERO).is_some_and(|list| list.push(pfn)) } {
                         return;
                     }
                     **slot = None;

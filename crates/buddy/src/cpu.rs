@@ -1,19 +1,20 @@
 //! A CPU's part of the allocator: where its requests go, and its page sets of all zones.
 //!
 //! ```text
-//! CpuBlock   routes[gfp & 31] ─▶ Stack (order 0, order 9) of the preferred zone and type
-//!            span ─▶ lists[pageblock] ─▶ Stack (order 0) that a freed page goes to
+//! CpuBlock   routes[gfp & 31] ─▶ Stack (order 0) of the preferred zone and type; orders 1..=9 lie behind it
+//!            span ─▶ lists[pageblock] ─▶ Stack (order 0) that a freed page goes to; orders 1..=9 lie behind it
+//!            never ─▶ stacks that take and give nothing: of isolated pageblocks, and of flags that contradict
 //! ```
 
 use core::ptr::NonNull;
 
 use kmem_gfp::{MigrateType, NodeId, Order, Pfn};
-use kmem_sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
-use kmem_sync::{CpuId, LocalLock};
+use kmem_sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use kmem_sync::{CpuId, LocalLock, UnsafeCell};
 
 use crate::arena::Arena;
 use crate::line::FRAMES_SHIFT;
-use crate::pcp::{HUGE, NEVER, Stack, ZoneSet, stack_index};
+use crate::pcp::{ORDERS, Stack, ZoneSet, stack_index};
 use crate::zone::Zone;
 
 /// One CPU's part: what its fast paths look at, and behind it its zone sets.
@@ -26,28 +27,42 @@ use crate::zone::Zone;
 /// stacks that are open: whoever revokes closes the stacks behind the revocation and waits once more.
 ///
 /// # Invariants
-/// 1. `span_*` are written inside full sections only, and name a span whose lists live as long as the allocator.
-/// 2. `routes` point to stacks of this block.
+/// 1. `span` is used inside sections only (or before anybody else comes), and names a span whose lists live as long as the
+///    allocator.
+/// 2. `routes` point to the first of [`ORDERS`] stacks of this block; so do the entries of `Arena::lists`, counted in bytes
+///    from the block's start.
 #[derive(Debug)]
 #[repr(C, align(64))]
 pub(crate) struct CpuBlock {
-    /// Number of the first pageblock of the span used last, and how many it has.
-    span_first: AtomicU64,
-    span_len: AtomicU64,
-    /// Its pageblocks' entries in `Arena::lists`.
-    span_lists: AtomicPtr<AtomicU32>,
+    /// The span used last.
+    span: UnsafeCell<Known>,
     pub(crate) lock: LocalLock,
     pub(crate) cpu: CpuId,
     pub(crate) node: NodeId,
     nr_sets: u32,
-    /// By the low five bits of a `Gfp`: where a page comes from, for order 0 and for order 9.
-    routes: [[AtomicPtr<Stack>; 32]; 2],
+    /// By the low five bits of a `Gfp`: where a page comes from.
+    routes: [AtomicPtr<Stack>; 32],
+    /// Stacks that stay closed.
+    never: [Stack; ORDERS],
 }
 
-// SAFETY: atomics, and entries that are reached only inside sections.
+/// A span of pageblocks.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    /// Number of the first pageblock, and how many it has.
+    first: u64,
+    len: u64,
+    /// Its pageblocks' entries in `Arena::lists`.
+    lists: *const AtomicU32,
+}
+
+// SAFETY: atomics, and a span and entries that are reached only inside sections.
 unsafe impl Sync for CpuBlock {}
 
 impl CpuBlock {
+    /// Where the stacks that stay closed lie, in bytes from the block's start.
+    pub(crate) const NEVER: usize = core::mem::offset_of!(Self, never);
+
     /// Bytes of a block with its sets.
     pub(crate) const fn size(nr_sets: usize) -> usize {
         size_of::<Self>() + nr_sets * size_of::<ZoneSet>()
@@ -66,116 +81,85 @@ impl CpuBlock {
             // SAFETY: as above.
             unsafe { sets.add(i).write(ZoneSet::new()) };
         }
-        // SAFETY: written just above; a map that passed its check has memory and so at least one set.
-        let never = unsafe { &raw mut (*sets.as_ptr()).stacks[NEVER] };
+        // SAFETY: inside the memory; only the address is taken.
+        let never = unsafe { &raw mut (*block.as_ptr()).never }.cast::<Stack>();
         // SAFETY: inside the memory.
         unsafe {
             block.write(Self {
-                span_first: AtomicU64::new(0),
-                span_len: AtomicU64::new(0),
-                span_lists: AtomicPtr::new(core::ptr::null_mut()),
+                span: UnsafeCell::new(Known { first: 0, len: 0, lists: core::ptr::null() }),
                 lock: LocalLock::new(),
                 cpu,
                 node,
                 nr_sets: nr_sets as u32,
-                routes: core::array::from_fn(|_| core::array::from_fn(|_| AtomicPtr::new(never))),
+                routes: core::array::from_fn(|_| AtomicPtr::new(never)),
+                never: core::array::from_fn(|_| Stack::new()),
             });
         }
         block
     }
 
-    /// The stack that serves an order-0 request.
+    /// The stack that serves a request; one that gives nothing for contradicting flags.
+    ///
+    /// # Safety
+    /// The order is below [`ORDERS`].
     #[inline(always)]
-    pub(crate) fn route(&self, bits: u32) -> &Stack {
-        let stack = self.routes[0][(bits & 31) as usize].load(Ordering::Relaxed);
-        // SAFETY: invariant 2.
-        unsafe { &*stack }
-    }
-
-    /// The stack that serves a request of a cached order; `None` for other orders and for contradicting flags.
-    #[inline(always)]
-    pub(crate) fn route_for(&self, bits: u32, order: Order) -> Option<&Stack> {
-        let stack = match order.get() {
-            0 => return Some(self.route(bits)),
-            9 => self.routes[1][(bits & 31) as usize].load(Ordering::Relaxed),
-            order @ 1..=8 => {
-                let stack = self.routes[0][(bits & 31) as usize].load(Ordering::Relaxed);
-                if self.column_of(stack)? >= 3 {
-                    return None;
-                }
-                stack.wrapping_add(order as usize * 3)
-            }
-            _ => return None,
-        };
-        // SAFETY: invariant 2; of the first three stacks of a set, the ones that many further on are in it as well.
-        Some(unsafe { &*stack })
-    }
-
-    /// A stack's place in its set.
-    #[inline(always)]
-    fn column_of(&self, stack: *const Stack) -> Option<usize> {
-        let first = core::ptr::from_ref(self).addr() + size_of::<Self>();
-        Some(stack.addr().checked_sub(first)? % size_of::<ZoneSet>() / size_of::<Stack>())
+    pub(crate) unsafe fn route(&self, bits: u32, order: Order) -> &Stack {
+        let stack = self.routes[(bits & 31) as usize].load(Ordering::Relaxed);
+        // SAFETY: invariant 2, and the caller's promise.
+        unsafe { &*stack.add(order.index()) }
     }
 
     /// Routes requests of these flags.
     pub(crate) fn set_route(&self, bits: usize, zone: Option<(&Zone, MigrateType)>) {
-        let stack = |order: Order| {
-            let (zone, migratetype) = zone?;
-            self.zone_set(zone)?.stacks.get(stack_index(order, migratetype)?)
-        };
-        // SAFETY: there is at least one set (see `write`).
-        let never = unsafe { &self.sets().as_ref().stacks[NEVER] };
-        for (routes, order) in self.routes.iter().zip([Order::ZERO, Order::PAGEBLOCK]) {
-            if let Some(route) = routes.get(bits) {
-                route.store(core::ptr::from_ref(stack(order).unwrap_or(never)).cast_mut(), Ordering::Relaxed);
-            }
+        let stack = zone.and_then(|(zone, migratetype)| {
+            let first = stack_index(Order::ZERO, migratetype)?;
+            self.zone_set(zone)?.stacks.get(first..first + ORDERS)
+        });
+        if let Some(route) = self.routes.get(bits) {
+            route.store(stack.unwrap_or(&self.never).as_ptr().cast_mut(), Ordering::Relaxed);
         }
     }
 
-    /// The order-0 stack that takes a page of this frame's pageblock, if that lies in the span used last.
+    /// The stack that takes a block, by its first frame's pageblock, if that lies in the span used last.
+    ///
+    /// # Safety
+    /// The caller is inside a section of this CPU; the order is below [`ORDERS`].
     #[inline(always)]
-    pub(crate) fn list(&self, pfn: Pfn) -> Option<&Stack> {
-        let block = (pfn.0 >> FRAMES_SHIFT).wrapping_sub(self.span_first.load(Ordering::Relaxed));
-        if block >= self.span_len.load(Ordering::Relaxed) {
+    pub(crate) unsafe fn list(&self, pfn: Pfn, order: Order) -> Option<&Stack> {
+        // SAFETY: inside a section (invariant 1).
+        let span = self.span.with(|span| unsafe { &*span });
+        let block = (pfn.0 >> FRAMES_SHIFT).wrapping_sub(span.first);
+        if block >= span.len {
             return None;
         }
         // SAFETY: inside the span (invariant 1).
-        let list = unsafe { &*self.span_lists.load(Ordering::Relaxed).add(block as usize) }.load(Ordering::Relaxed);
-        // SAFETY: lists hold offsets of stacks in a CPU's block (`Zone::list_of`).
-        Some(unsafe { NonNull::from(self).byte_add(list as usize).cast::<Stack>().as_ref() })
+        let list = unsafe { &*span.lists.add(block as usize) }.load(Ordering::Relaxed);
+        // SAFETY: invariant 2, and the caller's promise.
+        Some(unsafe { NonNull::from(self).byte_add(list as usize).cast::<Stack>().add(order.index()).as_ref() })
     }
 
-    /// As [`list`](Self::list), for any cached order.
-    #[inline(always)]
-    pub(crate) fn list_for(&self, pfn: Pfn, order: Order) -> Option<&Stack> {
-        let stack = core::ptr::from_ref(self.list(pfn)?);
-        let column = self.column_of(stack)?;
-        let ahead = match order.get() {
-            _ if column >= 3 => return None,
-            order @ 0..=8 => order as usize * 3,
-            9 => HUGE + usize::from(column != 1) - column,
-            _ => return None,
-        };
-        // SAFETY: in the set of which `stack` is one of the first three.
-        Some(unsafe { &*stack.add(ahead) })
-    }
-
-    /// Makes the span that holds `pfn` the one that is looked at first. Inside a full section.
-    pub(crate) fn remember(&self, arena: &Arena, pfn: Pfn) {
+    /// Makes the span that holds `pfn` the one that is looked at first.
+    ///
+    /// # Safety
+    /// The caller is inside a full section of this CPU, or nobody else uses the block yet.
+    pub(crate) unsafe fn remember(&self, arena: &Arena, pfn: Pfn) {
         if let Some(span) = arena.span_of(pfn)
             && let Some(lists) = arena.lists.get(span.index..span.index + span.len)
         {
-            self.span_first.store(span.first, Ordering::Relaxed);
-            self.span_len.store(span.len as u64, Ordering::Relaxed);
-            self.span_lists.store(lists.as_ptr().cast_mut(), Ordering::Relaxed);
+            let known = Known { first: span.first, len: span.len as u64, lists: lists.as_ptr() };
+            // SAFETY: inside a section (invariant 1, and the caller's promise).
+            self.span.with_mut(|span| unsafe { *span = known });
         }
     }
 
     /// Begins with the largest span.
-    pub(crate) fn remember_largest(&self, arena: &Arena) {
+    ///
+    /// # Safety
+    /// As for [`remember`](Self::remember).
+    pub(crate) unsafe fn remember_largest(&self, arena: &Arena) {
         if let Some(span) = arena.spans.iter().max_by_key(|span| span.len) {
-            self.remember(arena, Pfn(span.first << FRAMES_SHIFT));
+            // SAFETY: the caller's promise is the same.
+            unsafe { self.remember(arena, Pfn(span.first << FRAMES_SHIFT)) };
         }
     }
 

@@ -113,6 +113,11 @@ pub trait BuddyEnv {
         let _ = node;
     }
 
+    /// Whether every request asks [`inject_failure`](Self::inject_failure). With `false` those that the per-CPU sets serve at once
+    /// do not, and an injector that is armed says so by [`Buddy::set_injecting`](crate::Buddy::set_injecting), which
+    /// sends all requests on the way that asks.
+    const INJECTS_ANYWHERE: bool = true;
+
     /// Fault injection: whether this request is to fail. Never asked for [`Gfp::NOFAIL`].
     #[inline(always)]
     fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {
@@ -187,6 +192,8 @@ impl<T: BuddyEnv> BuddyEnv for &T {
     fn high_mark_restored(&self, node: NodeId) {
         (**self).high_mark_restored(node);
     }
+    const INJECTS_ANYWHERE: bool = T::INJECTS_ANYWHERE;
+
     #[inline(always)]
     fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {
         (**self).inject_failure(gfp, order)

@@ -8,16 +8,39 @@
 use kmem_gfp::{AllocContext, FreeError, MigrateType, Order, Pfn, PfnRange};
 use kmem_sync::atomic::Ordering;
 
-use crate::bits::cover;
+use crate::arena::{Arena, Span};
+use crate::bits::{WORD_ORDER, cover};
 use crate::block::Block;
 use crate::buddy::Buddy;
 use crate::env::BuddyEnv;
 use crate::line::{FRAMES, FRAMES_SHIFT};
-use crate::pcp::{STACKS, ZoneSet, bump, is_middle, order_of, stack_index};
+use crate::pcp::{ZoneSet, bump, is_middle, order_of, stack_index, stacks_from};
 use crate::record::Record;
 use crate::state::State;
 use crate::stats::Event;
 use crate::zone::{Zone, flag};
+
+/// Where the pageblocks of one span lie.
+struct Place<'s> {
+    arena: &'s Arena,
+    span: Span,
+}
+
+impl<'s> Place<'s> {
+    /// The span of the pageblock with this number.
+    #[cold]
+    fn of(state: &'s State, number: u64) -> Option<Self> {
+        let pfn = Pfn(number << FRAMES_SHIFT);
+        state.arenas().find_map(|arena| Some(Self { arena, span: *arena.span_of(pfn)? }))
+    }
+
+    /// The pageblock with this number, if it is in the span.
+    #[inline(always)]
+    fn block(&self, number: u64) -> Option<Block<'s>> {
+        let ahead = number.wrapping_sub(self.span.first) as usize;
+        if ahead < self.span.len { self.arena.block(self.span.index + ahead) } else { None }
+    }
+}
 
 /// A frame's place in its pageblock.
 const fn offset_of(pfn: Pfn) -> u32 {
@@ -25,12 +48,16 @@ const fn offset_of(pfn: Pfn) -> u32 {
 }
 
 impl<E: BuddyEnv> Buddy<E> {
+    /// A free for which the inline path had no room.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn free_missed(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
+        self.free_general(pfn, order)
+    }
+
     /// Every free that the inline path does not take.
     #[inline(never)]
     pub(crate) fn free_general(&self, pfn: Pfn, order: Order) -> Result<(), FreeError> {
-        if order > Order::ZERO && self.push_cached(pfn, order) {
-            return Ok(());
-        }
         let state = self.state().ok_or(FreeError::Foreign(pfn))?;
         let (block, zone) = self.locate(state, pfn, order)?;
         if self.options().check_free {
@@ -51,7 +78,8 @@ impl<E: BuddyEnv> Buddy<E> {
                     return None;
                 }
                 let done = self.free_cached(state, zone, set, stack, pfn);
-                sets.remember(block.arena, pfn);
+                // SAFETY: inside the section.
+                unsafe { sets.remember(block.arena, pfn) };
                 done.then_some(())
             });
             if let Some(Some(())) = done {
@@ -131,7 +159,7 @@ impl<E: BuddyEnv> Buddy<E> {
     pub(crate) fn drain_pages(&self, state: &State, zone: &Zone, set: &ZoneSet, first: usize, pages: u64) -> u64 {
         let mut left = pages;
         let mut total = 0;
-        for stack in (first..STACKS).chain(0..first) {
+        for stack in stacks_from(first) {
             let order = order_of(stack);
             let nr = left.div_ceil(1 << order) as usize;
             if nr == 0 {
@@ -165,36 +193,29 @@ impl<E: BuddyEnv> Buddy<E> {
             return freed;
         }
         let mut freed = 0;
-        let mut run: Option<(u64, u64)> = None;
-        let mut cached: Option<(Block<'_>, u64)> = None;
-        for &pfn in entries.iter() {
-            let (word, bit) = (pfn / 64, 1 << (pfn % 64));
-            match &mut run {
-                Some((at, mask)) if *at == word && *mask & bit == 0 => *mask |= bit,
-                _ => {
-                    if let Some((at, mask)) = run {
-                        freed += self.put_run(state, &mut cached, at, mask);
-                    }
-                    run = Some((word, bit));
-                }
+        let mut place: Option<Place<'_>> = None;
+        let mut rest = entries.iter().copied().peekable();
+        while let Some(pfn) = rest.next() {
+            let word = pfn / 64;
+            let mut mask = 1u64 << (pfn % 64);
+            // Neighbours that were freed one after the other go back together.
+            while let Some(next) = rest.next_if(|&next| next / 64 == word && mask >> (next % 64) & 1 == 0) {
+                mask |= 1 << (next % 64);
             }
-        }
-        if let Some((at, mask)) = run {
-            freed += self.put_run(state, &mut cached, at, mask);
+            freed += self.put_run(state, &mut place, word, mask);
         }
         freed
     }
 
     /// Puts single frames of one word back. Returns how many.
-    #[inline]
-    fn put_run<'s>(&self, state: &'s State, cached: &mut Option<(Block<'s>, u64)>, word: u64, mask: u64) -> i64 {
-        let number = word >> (FRAMES_SHIFT - 6);
-        let block = match *cached {
-            Some((block, at)) if at == number => block,
-            _ => {
-                let neighbour = cached.and_then(|(block, at)| block.at_distance(number.wrapping_sub(at)));
-                let Some(block) = neighbour.or_else(|| state.block_of(Pfn(word * 64))) else { return 0 };
-                *cached = Some((block, number));
+    #[inline(always)]
+    fn put_run<'s>(&self, state: &'s State, place: &mut Option<Place<'s>>, word: u64, mask: u64) -> i64 {
+        let number = word >> (FRAMES_SHIFT - WORD_ORDER);
+        let block = match place.as_ref().and_then(|place| place.block(number)) {
+            Some(block) => block,
+            None => {
+                *place = Place::of(state, number);
+                let Some(block) = place.as_ref().and_then(|place| place.block(number)) else { return 0 };
                 block
             }
         };

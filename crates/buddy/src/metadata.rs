@@ -23,7 +23,7 @@ use crate::hints::Hints;
 use crate::line::{Line, WORDS, largest_in};
 use crate::map::{BlockOf, MapError, MemoryMap, Run, Runs};
 use crate::options::BuddyOptions;
-use crate::pcp::entries_for;
+use crate::pcp::{MIDDLE_LARGE, MIDDLE_MORE, entries_for};
 use crate::record::{MAX_ZONES, Record};
 use crate::skips::Skips;
 use crate::state::{CpuPointer, State, Tunables};
@@ -381,6 +381,7 @@ pub(crate) fn carve(
             arenas: AtomicPtr::new(core::ptr::null_mut()),
             tunables: Tunables::new(),
             grouping: AtomicBool::new(true),
+            injecting: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             allowed_mask: AtomicU32::new(u32::MAX),
             last_failure_report: AtomicU64::new(0),
@@ -403,7 +404,10 @@ pub(crate) fn room_for(managed: u64, total: u64, budget_entries: usize, nr_cpus:
     }
     let share = (budget_entries as u128 * u128::from(managed) / u128::from(total.max(1))) as usize / nr_cpus.max(1);
     // The stacks of one set together have room for about 4.5 times as many entries; the rest is for small zones' least.
-    (share * 10 / 48).clamp(min_room(managed), MAX_ROOM)
+    let room = share * 10 / 48;
+    // Large sets spend more on the middle orders.
+    let room = if room < MIDDLE_LARGE { room } else { (room - MIDDLE_MORE * 10 / 48).max(MIDDLE_LARGE - 1) };
+    room.clamp(min_room(managed), MAX_ROOM)
 }
 
 /// The layout of everything for `map`.

@@ -1,13 +1,14 @@
 //! Per-CPU page sets: free blocks that one CPU keeps at hand.
 //!
 //! ```text
-//! ZoneSet (CPU x zone)  stacks: 3 types x orders 0..=8, 2 x order 9, and one that takes nothing
+//! ZoneSet (CPU x zone)  stacks: 3 types x orders 0..=9; the orders of a type lie behind one another
 //!
 //! entries   | f | f | f | f |   |   |   |
 //!           base            top     limit          pop: top > floor     push: top < limit
 //! ```
 //!
 //! Stacks of the middle orders (4..=8) hold a few blocks each, in sets large enough for that; elsewhere they have no room.
+//! Where frames must not be kept at all, requests and frees are sent to stacks that stay closed for good (`CpuBlock`).
 //!
 //! A stack holds first frames of blocks. Only the CPU that owns it, inside its section,
 //! moves `top` and touches entries; everybody may read `top`. `floor` is `base` while the fast path may pop and the
@@ -20,12 +21,12 @@ use kmem_gfp::{MigrateType, Order, Pfn};
 use kmem_sync::LocalCounter;
 use kmem_sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-/// Stacks that hold blocks.
-pub(crate) const STACKS: usize = HUGE + 2;
-/// The first stack of order 9.
-pub(crate) const HUGE: usize = 27;
-/// The stack that never takes nor gives anything.
-pub(crate) const NEVER: usize = STACKS;
+/// Orders that have a stack: 0..=9.
+pub(crate) const ORDERS: usize = 10;
+/// Types that have stacks of their own.
+const COLUMNS: usize = 3;
+/// Stacks of a set.
+pub(crate) const STACKS: usize = COLUMNS * ORDERS;
 
 /// First frames of blocks, all of one order.
 #[derive(Debug)]
@@ -39,7 +40,8 @@ pub(crate) struct Stack {
 }
 
 impl Stack {
-    fn new() -> Self {
+    /// A stack that is closed, and has no entries.
+    pub(crate) fn new() -> Self {
         let null = || AtomicPtr::new(core::ptr::null_mut());
         Self { top: null(), floor: AtomicPtr::new(closed()), limit: null(), pushes: LocalCounter::new() }
     }
@@ -91,6 +93,12 @@ fn closed() -> *mut u64 {
 const MIDDLE_ROOM: usize = 8;
 /// Sets whose order-0 stacks have room for fewer pages keep nothing of the middle orders.
 const MIDDLE_LEAST: usize = 256;
+/// From here on they keep [`MIDDLE_ROOM_LARGE`] blocks of each, and at least [`HUGE_LEAST`] of order 9.
+pub(crate) const MIDDLE_LARGE: usize = 512;
+const MIDDLE_ROOM_LARGE: usize = 24;
+const HUGE_LEAST: usize = 16;
+/// How many more entries such a set needs at most than its smaller stacks alone would.
+pub(crate) const MIDDLE_MORE: usize = COLUMNS * (5 * (MIDDLE_ROOM_LARGE - MIDDLE_ROOM) + HUGE_LEAST);
 
 /// Which stack of a zone holds blocks of an order and type; `None` for orders and types that are not cached.
 #[inline]
@@ -102,15 +110,21 @@ pub(crate) const fn stack_index(order: Order, migratetype: MigrateType) -> Optio
         MigrateType::Isolate => return None,
     };
     match order.get() {
-        0..=8 => Some(order.index() * 3 + column),
-        9 => Some(HUGE + (column != 1) as usize),
+        0..=9 => Some(column * ORDERS + order.index()),
         _ => None,
     }
 }
 
 /// The order of the blocks in a stack.
+#[inline(always)]
 pub(crate) const fn order_of(stack: usize) -> u32 {
-    if stack < HUGE { (stack / 3) as u32 } else { 9 }
+    (stack % ORDERS) as u32
+}
+
+/// All stacks, beginning with `first`: those of the same order, then those of the larger ones, then of the smaller ones.
+pub(crate) fn stacks_from(first: usize) -> impl Iterator<Item = usize> {
+    let begin = first % ORDERS * COLUMNS + first / ORDERS;
+    (begin..STACKS).chain(0..begin).map(|place| place % COLUMNS * ORDERS + place / COLUMNS)
 }
 
 /// Whether a stack holds blocks of the middle orders, 4..=8, which the kernel does not cache.
@@ -130,14 +144,19 @@ const fn room_of(stack: usize, pages: usize) -> usize {
         1 => pages / 4,
         2 => pages / 8,
         3 => pages / 16,
-        order @ 4..=8 => {
-            let room = if pages < MIDDLE_LEAST { 0 } else { pages >> (order + 1) };
-            return if room < MIDDLE_ROOM { room } else { MIDDLE_ROOM };
+        4..=8 => {
+            return match pages {
+                MIDDLE_LARGE.. => MIDDLE_ROOM_LARGE,
+                MIDDLE_LEAST.. => MIDDLE_ROOM,
+                _ => 0,
+            };
         }
         _ => pages / 64,
     };
     if pages == 0 {
         0
+    } else if order_of(stack) == 9 && pages >= MIDDLE_LARGE && room < HUGE_LEAST {
+        HUGE_LEAST
     } else if room < 4 {
         4
     } else {
@@ -177,7 +196,7 @@ impl Filler<'_> {
 #[repr(C, align(64))]
 pub(crate) struct ZoneSet {
     /// The stacks, at offset 0: `Zone::list_of` relies on it.
-    pub(crate) stacks: [Stack; STACKS + 1],
+    pub(crate) stacks: [Stack; STACKS],
     /// Blocks moved in from the bitmaps less blocks moved out to them, by stack.
     net: [LocalCounter; STACKS],
     bases: [AtomicPtr<u64>; STACKS],
@@ -268,7 +287,17 @@ impl ZoneSet {
 
     /// Pages in all stacks.
     pub(crate) fn pages(&self) -> u64 {
-        (0..STACKS).map(|stack| (self.len(stack) as u64) << order_of(stack)).sum()
+        if !self.has_room() {
+            return 0;
+        }
+        let mut bytes = 0;
+        for (stacks, bases) in self.stacks.chunks_exact(ORDERS).zip(self.bases.chunks_exact(ORDERS)) {
+            for (order, (stack, base)) in stacks.iter().zip(bases).enumerate() {
+                let (top, base) = (stack.top.load(Ordering::Relaxed), base.load(Ordering::Relaxed));
+                bytes += top.addr().wrapping_sub(base.addr()) << order;
+            }
+        }
+        (bytes / size_of::<u64>()) as u64
     }
 
     /// Blocks that callers took out of a stack.
@@ -289,13 +318,13 @@ impl ZoneSet {
 
     /// Pages that callers put on the stacks.
     pub(crate) fn pushed_pages(&self) -> i64 {
-        self.stacks.iter().take(STACKS).enumerate().map(|(i, stack)| stack.pushes.get() << order_of(i)).sum()
+        self.stacks.iter().enumerate().map(|(i, stack)| stack.pushes.get() << order_of(i)).sum()
     }
 
     /// Lets the fast path pop, or not. From any CPU.
     pub(crate) fn set_open(&self, open: bool) {
         let open = open && self.has_room();
-        for (i, stack) in self.stacks.iter().enumerate().take(STACKS) {
+        for (i, stack) in self.stacks.iter().enumerate() {
             stack.floor.store(if open { self.base(i) } else { closed() }, Ordering::Release);
         }
         if !open {
@@ -305,7 +334,7 @@ impl ZoneSet {
 
     /// Sends the fast path of every free to the slower one.
     pub(crate) fn close_frees(&self) {
-        for stack in self.stacks.iter().take(STACKS) {
+        for stack in &self.stacks {
             stack.limit.store(core::ptr::null_mut(), Ordering::Relaxed);
         }
     }

@@ -89,6 +89,7 @@ impl Record {
     /// Whether free frames here are counted apart (highatomic, CMA, isolated).
     #[inline(always)]
     pub(crate) const fn is_special(self) -> bool {
-        !self.migratetype().is_mergeable()
+        // The mergeable types are the first three; an isolation is one bit further up.
+        (self.0 >> TYPE_SHIFT) & 15 >= 3
     }
 }

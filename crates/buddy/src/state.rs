@@ -81,6 +81,8 @@ pub(crate) struct State {
     pub(crate) tunables: Tunables,
     /// Pages are grouped by mobility.
     pub(crate) grouping: AtomicBool,
+    /// A fault injector is armed that the fast paths do not ask.
+    pub(crate) injecting: AtomicBool,
     /// One drain of all sets at a time.
     pub(crate) draining: AtomicBool,
     /// Flags that pass at all (`gfp_allowed_mask`).

@@ -205,6 +205,31 @@ impl<E: BuddyEnv> Buddy<E> {
         free <= comfort + slack
     }
 
+    /// Opens the sets of a zone to the fast paths if nothing else speaks against it, or closes them. Under the gate.
+    fn set_open(&self, state: &State, zone: &Zone, open: bool) {
+        let open = open
+            && self.options().allows_fast_path()
+            && !zone.has_flag(flag::SETS_OFF)
+            && !state.injecting.load(Ordering::Relaxed);
+        for set in state.sets_of(zone) {
+            set.set_open(open);
+        }
+    }
+
+    /// Says that a fault injector is armed from now on, or no more, that the fast paths do not ask
+    /// ([`BuddyEnv::INJECTS_ANYWHERE`]): while it is, the per-CPU sets are closed to them. Requests on other CPUs that
+    /// have begun may still get by. Not inside interrupts.
+    pub fn set_injecting(&self, injecting: bool) {
+        let Some(state) = self.state() else { return };
+        state.injecting.store(injecting, Ordering::Relaxed);
+        for zone in state.zones.iter() {
+            zone.gate.with(self.env().cpu(), |drains| {
+                self.set_open(state, zone, !zone.pressed.load(Ordering::SeqCst) && *drains == 0);
+            });
+            self.settle(state, zone);
+        }
+    }
+
     /// Opens or closes the sets of a zone to the fast paths, as its free pages demand.
     #[cold]
     #[inline(never)]
@@ -214,11 +239,7 @@ impl<E: BuddyEnv> Buddy<E> {
             let done = zone.gate.try_with(|drains| {
                 let close = pressed(zone);
                 zone.pressed.swap(close, Ordering::SeqCst);
-                let open =
-                    !close && *drains == 0 && self.options().allows_fast_path() && !zone.has_flag(flag::SETS_OFF);
-                for set in state.sets_of(zone) {
-                    set.set_open(open);
-                }
+                self.set_open(state, zone, !close && *drains == 0);
             });
             fence_after_rmw();
             // Whoever holds the gate looks once more when it is done.

@@ -71,8 +71,14 @@ impl<E: BuddyEnv> Buddy<E> {
         } else if high < min {
             set_to(&set.high, min);
         }
-        // The bitmaps give a word at a time: where a whole one fits, none of it is left over.
-        (if order == 0 && nr > 32 { nr.next_multiple_of(64) } else { nr }, count)
+        let nr = match order {
+            // The bitmaps give a word at a time: where a whole one fits, none of it is left over.
+            0 if nr > 32 => nr.next_multiple_of(64),
+            // Half of the room, so that as many frees as requests follow before the bitmaps are needed again; within the limit.
+            4.. => nr.max((set.room(stack) as u32 / 2).min(get(&set.high).saturating_sub(count) >> order)),
+            _ => nr,
+        };
+        (nr, count)
     }
 
     /// Callers have been taking: frees were not what filled the set.

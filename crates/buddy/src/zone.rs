@@ -20,7 +20,7 @@ use crate::block::Block;
 use crate::compact::Progress;
 use crate::cpu::CpuBlock;
 use crate::hints::Hints;
-use crate::pcp::{NEVER, Stack};
+use crate::pcp::{Stack, ZoneSet, stack_index};
 
 /// Pageblocks of one zone with consecutive indices in one arena.
 #[derive(Debug)]
@@ -235,14 +235,13 @@ impl Zone {
 
     /// Where pages of a pageblock of this type are cached: the byte offset of the order-0 stack in a CPU's block.
     pub(crate) fn list_of(&self, migratetype: MigrateType) -> u32 {
-        let slot = match migratetype {
-            MigrateType::Unmovable => 0,
-            MigrateType::Movable | MigrateType::HighAtomic | MigrateType::Cma => 1,
-            MigrateType::Reclaimable => 2,
-            MigrateType::Isolate => NEVER,
+        let bytes = match (self.set, stack_index(Order::ZERO, migratetype)) {
+            (Some(set), Some(stack)) => {
+                CpuBlock::size(set) + core::mem::offset_of!(ZoneSet, stacks) + stack * size_of::<Stack>()
+            }
+            _ => CpuBlock::NEVER,
         };
-        let set = self.set.unwrap_or(0);
-        (CpuBlock::size(set) + slot * size_of::<Stack>()) as u32
+        bytes as u32
     }
 
     /// The zone's segments.

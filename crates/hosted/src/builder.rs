@@ -11,6 +11,7 @@ use kmem_slab::SlabConfig;
 use crate::grow::{self, Rest};
 use crate::host::{Host, HostOptions};
 use crate::machine::{Machine, Parts};
+use crate::movable::Compactor;
 use crate::ram::{Mapping, Ram};
 use crate::space::{Space, default_budget};
 use crate::{
@@ -44,6 +45,9 @@ pub enum BootError {
     /// The host offers no way to make a barrier on all CPUs.
     #[error("neither membarrier nor sched_setaffinity may be used here")]
     Barrier(#[source] std::io::Error),
+    /// The host refuses a thread for background compaction.
+    #[error("no thread for background compaction")]
+    Thread(#[source] std::io::Error),
     /// The allocators did not start.
     #[error("the allocators did not start")]
     Kmem(#[from] InitError),
@@ -64,6 +68,8 @@ pub struct MachineBuilder {
     lingering: bool,
     reports: Reports,
     reclaimer: Option<&'static (dyn Reclaimer + Sync)>,
+    compaction: bool,
+    kcompactd: bool,
     pub(crate) tunables: Tunables,
 }
 
@@ -112,6 +118,8 @@ impl MachineBuilder {
             lingering: false,
             reports: Reports::Stderr,
             reclaimer: None,
+            compaction: true,
+            kcompactd: false,
             tunables: Tunables::default(),
         }
     }
@@ -185,6 +193,20 @@ impl MachineBuilder {
     /// What is asked when pages run short; nobody unless given.
     pub fn reclaimer(mut self, reclaimer: &'static (dyn Reclaimer + Sync)) -> Self {
         self.reclaimer = Some(reclaimer);
+        self
+    }
+
+    /// Whether requests that may sleep compact zones when no block is large enough: on, unless said otherwise. A
+    /// [reclaimer](Self::reclaimer) that compacts does it instead.
+    pub fn compaction(mut self, on: bool) -> Self {
+        self.compaction = on;
+        self
+    }
+
+    /// Whether a thread of the host compacts in the background: when somebody has asked for large blocks, and twice a second if
+    /// free memory is scattered. Off unless said otherwise; without it [`Machine::poll_kcompactd`] does that work.
+    pub fn kcompactd(mut self, on: bool) -> Self {
+        self.kcompactd = on;
         self
     }
 
@@ -274,6 +296,10 @@ impl MachineBuilder {
             (Ok(kmem), _) => {
                 if !rest.is_empty() {
                     parts.add_later(kmem, Rest::new(kmem.pages(), limits, rest));
+                }
+                let compactor = parts.add_compactor(kmem, Compactor::new(kmem.pages(), self.nodes), self.compaction);
+                if self.kcompactd {
+                    compactor.start().map_err(BootError::Thread)?;
                 }
                 Ok(Machine::new(kmem, parts))
             }

@@ -246,6 +246,11 @@ unsafe impl Cpu for HostCpu {
         self.current()
     }
     #[inline(always)]
+    fn try_pin_number(&self) -> usize {
+        // Words of other machines, and of none, are at least `1 << CPU_BITS` away from this machine's base.
+        thread::with(|thread| thread.machine_cpu.get()).wrapping_sub(self.base) as usize
+    }
+    #[inline(always)]
     unsafe fn unpin(&self, _cpu: CpuId) {}
     #[inline(always)]
     fn irq_save(&self) -> IrqState {

@@ -6,6 +6,7 @@
 //!          ├─ grace      epochs over the CPUs' slots
 //!          ├─ reclaimer  what the builder was given, or none
 //!          ├─ frames     one flat table over the span
+//!          ├─ movable    pages that move while they are in use, and who owns the others that do
 //!          ├─ ram        zeroing, giving back to the host
 //!          └─ space      the window in which vmalloc maps frames a second time
 //! ```
@@ -14,8 +15,8 @@ use core::fmt;
 use std::sync::OnceLock;
 
 use kmem_gfp::{
-    AllocContext, CompactOutcome, CompactPriority, FlatFrameTable, NodeId, OomOutcome, ReclaimRequest, Reclaimer,
-    TaskFlags, ZoneKind,
+    AllocContext, CompactOutcome, CompactPriority, FlatFrameTable, FrameTable, MovableOwner, NodeId, OomOutcome, Order,
+    OwnerTag, Pfn, ReclaimRequest, Reclaimer, TaskFlags, ZoneKind,
 };
 use kmem_sync::atomic::{AtomicU64, Ordering};
 use kmem_sync::{Cpu, CpuId};
@@ -24,6 +25,7 @@ use crate::builder::Tunables;
 use crate::context::{self, ReportSink, Reports};
 use crate::grace::{EpochGrace, SlotCpu};
 use crate::grow::Rest;
+use crate::movable::{Compactor, Movable};
 use crate::ram::Ram;
 use crate::space::HostSpace;
 use crate::sys;
@@ -77,10 +79,11 @@ impl<C: Cpu> AllocContext for HostContext<C> {
 }
 
 /// The machine's reclaimer: memory that the page allocator has not been given yet, then the reclaimer that the builder was
-/// given, if any.
+/// given, if any. Compaction is the given reclaimer's if it does it, else the machine's own.
 pub struct HostReclaimer {
     given: Option<&'static (dyn Reclaimer + Sync)>,
     rest: OnceLock<&'static Rest>,
+    compactor: OnceLock<&'static Compactor>,
 }
 
 impl fmt::Debug for HostReclaimer {
@@ -94,6 +97,17 @@ impl HostReclaimer {
     pub(crate) fn set_rest(&self, rest: &'static Rest) {
         // Set once, at boot; a second value would be a mistake without consequences.
         let _ = self.rest.set(rest);
+    }
+
+    /// Says who compacts on behalf of requests, if the given reclaimer does not.
+    pub(crate) fn set_compactor(&self, compactor: &'static Compactor) {
+        // As above.
+        let _ = self.compactor.set(compactor);
+    }
+
+    /// The given reclaimer, if it compacts.
+    fn given_compactor(&self) -> Option<&'static (dyn Reclaimer + Sync)> {
+        self.given.filter(|reclaimer| reclaimer.can_compact())
     }
 
     fn add_memory(&self, node: NodeId) -> usize {
@@ -110,8 +124,11 @@ impl Reclaimer for HostReclaimer {
         if self.add_memory(node) > 0 {
             return;
         }
-        if let Some(reclaimer) = self.given {
-            reclaimer.wake_background(node, request);
+        match (self.given, self.compactor.get()) {
+            // Its background reclaim wakes the compaction daemon when its own work is done.
+            (Some(reclaimer), _) if reclaimer.can_reclaim() => reclaimer.wake_background(node, request),
+            (_, Some(compactor)) if request.order > Order::ZERO => compactor.wake(node, request.order, request.ceiling),
+            _ => {}
         }
     }
     fn reclaim(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> usize {
@@ -126,10 +143,14 @@ impl Reclaimer for HostReclaimer {
         request: &ReclaimRequest,
         priority: CompactPriority,
     ) -> CompactOutcome {
-        self.given.map_or(CompactOutcome::Skipped, |reclaimer| reclaimer.compact(context, request, priority))
+        match (self.given_compactor(), self.compactor.get()) {
+            (Some(reclaimer), _) => reclaimer.compact(context, request, priority),
+            (None, Some(compactor)) => compactor.compact(context, request, priority),
+            (None, None) => CompactOutcome::Skipped,
+        }
     }
     fn can_compact(&self) -> bool {
-        self.given.is_some_and(|reclaimer| reclaimer.can_compact())
+        self.given_compactor().is_some() || self.compactor.get().is_some()
     }
     fn reclaimable_pages(&self, node: NodeId, zone: ZoneKind) -> u64 {
         self.given.map_or(0, |reclaimer| reclaimer.reclaimable_pages(node, zone))
@@ -139,12 +160,34 @@ impl Reclaimer for HostReclaimer {
     }
 }
 
+impl<C: Cpu + Sync> Host<C> {
+    /// Who moves a frame, as its words say.
+    #[inline]
+    pub(crate) fn owner_of(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
+        let words = self.table.words(pfn)?;
+        if self.movable.owns(words) {
+            return Some(&self.movable);
+        }
+        let tag = OwnerTag::of(words.owner.load(Ordering::Relaxed));
+        self.owners.0.get(tag as usize)?.get().copied()
+    }
+}
+
 /// What distinguishes the platforms of this crate besides their CPUs.
 pub(crate) struct HostOptions {
     pub(crate) nodes: u32,
     pub(crate) reports: Reports,
     pub(crate) reclaimer: Option<&'static (dyn Reclaimer + Sync)>,
     pub(crate) tunables: Tunables,
+}
+
+/// Owners of frames that move, by the tag in the frames' words.
+struct Owners([OnceLock<&'static dyn MovableOwner>; 8]);
+
+impl fmt::Debug for Owners {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.0.iter().map(|place| place.get().is_some())).finish()
+    }
 }
 
 /// What the allocators of a machine in this process stand on. `C` are its CPUs: [`HostCpu`](crate::HostCpu), or
@@ -159,6 +202,8 @@ pub struct Host<C> {
     pub(crate) tunables: Tunables,
     pub(crate) ram: &'static Ram,
     pub(crate) space: HostSpace,
+    pub(crate) movable: Movable<C>,
+    owners: Owners,
     /// Page requests up to and including the one that fails; zero: none does.
     fail_in: AtomicU64,
 }
@@ -172,17 +217,24 @@ impl<C: SlotCpu + Copy> Host<C> {
             table: *ram.table(),
             context: HostContext { cpu, nodes, reports: ReportSink::new(reports) },
             grace: EpochGrace::new(cpu),
-            reclaimer: HostReclaimer { given: reclaimer, rest: OnceLock::new() },
+            reclaimer: HostReclaimer { given: reclaimer, rest: OnceLock::new(), compactor: OnceLock::new() },
             tunables,
             ram,
             space: HostSpace::NONE,
+            movable: Movable::new(cpu, *ram.table()),
+            owners: Owners([const { OnceLock::new() }; 8]),
             fail_in: AtomicU64::new(0),
         }
     }
 
     /// With a window for vmalloc.
     pub(crate) fn with_space(self, space: HostSpace) -> Self {
-        Self { space, ..self }
+        Self { space, movable: self.movable.with_space(space), ..self }
+    }
+
+    /// Says who moves the frames whose words have this tag; `false` if somebody has been named already.
+    pub(crate) fn set_movable_owner(&self, tag: OwnerTag, owner: &'static dyn MovableOwner) -> bool {
+        self.owners.0.get(tag as usize).is_some_and(|place| place.set(owner).is_ok())
     }
 
     /// Makes the `nth` page request from now on fail, once; zero: none.

@@ -5,13 +5,16 @@
 //! - `slots`, `thread`, `cpu`, `barrier`, `door`: threads as CPUs;
 //! - `epoch`: grace periods;
 //! - `context`: tasks, interrupts, reports;
+//! - `movable`: memory that is moved while it is in use, and who compacts;
 //! - `host`, `platform`: these parts as kmem wants them; `builder`, `machine`, `grow`: a machine, its boot, memory added later;
+//! - `compress`, `zram`, `zswap`: compressed memory: a block device, a cache in front of swap;
 //! - `heap`: the global heap of an ordinary program; `release`: free memory back to the host;
 //! - `sys`: the host's system calls.
 #![doc = include_str!("../README.md")]
 
 mod barrier;
 mod builder;
+mod compress;
 mod context;
 mod cpu;
 #[cfg_attr(loom, expect(dead_code, reason = "the heap, which uses it, needs statics that loom does not have"))]
@@ -23,6 +26,7 @@ mod grow;
 mod heap;
 mod host;
 mod machine;
+mod movable;
 mod plan;
 mod platform;
 mod ram;
@@ -31,11 +35,18 @@ mod slots;
 mod space;
 mod sys;
 mod thread;
+mod zram;
+mod zswap;
 
 #[cfg(test)]
 mod tests;
 
 pub use builder::{BootError, MachineBuilder, VMALLOC_BYTES};
+#[cfg(feature = "lz4")]
+pub use compress::Lz4;
+#[cfg(feature = "zstd")]
+pub use compress::Zstd;
+pub use compress::{Compressor, DecompressError, PageBytes};
 pub use context::{CAPTURED_BYTES, Reports, in_context, task_flags};
 pub use cpu::{BindError, Binding, HostCpu, MAX_CPUS};
 pub use grace::{EpochGrace, RcuReadGuard};
@@ -43,9 +54,15 @@ pub use grace::{EpochGrace, RcuReadGuard};
 pub use heap::{HeapCpu, HostedAlloc};
 pub use host::{Host, HostContext, HostReclaimer};
 pub use machine::Machine;
+pub use movable::{MovableError, MovableMemory, MovableStats, MoveFailure, PageMut, PageRef};
 pub use plan::{MAX_NODES, MIN_RAM_BYTES, MemoryPlan, PlanError, Range, ZoneSplit};
 pub use ram::{MapError, RamBacking};
 pub use space::{HostSpace, SpaceStats};
+pub use zram::{
+    BackingDevice, BdStat, IoStat, MAX_SECONDARIES, MmStat, Recompress, Recompressed, Which, Zram, ZramCreateError,
+    ZramError, ZramOptions,
+};
+pub use zswap::{Rejected, SwapDevice, SwapFile, Zswap, ZswapOptions, ZswapStats};
 
 pub use kmem_gfp::{Gfp, TaskFlags};
 pub use kmem_sync::{Cpu, CpuId};

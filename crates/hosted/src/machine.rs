@@ -6,13 +6,14 @@ use core::mem::ManuallyDrop;
 use std::os::fd::BorrowedFd;
 
 use kmem::{Kmem, KmemCell, Platform};
-use kmem_gfp::{FrameTable, PAGE_SIZE, Pfn};
+use kmem_gfp::{AllocContext, FrameTable, Gfp, MovableOwner, NodeId, Order, OwnerTag, PAGE_SIZE, Pfn, ZoneKind};
 use kmem_sync::CpuId;
 
 use crate::cpu::BindError;
 use crate::grace::{EpochGrace, RcuReadGuard};
 use crate::grow::Rest;
 use crate::host::Host;
+use crate::movable::{Compactor, MovableError, MovableMemory, MovableStats, MoveFailure};
 use crate::ram::{Mapping, Ram};
 use crate::release::release_free;
 use crate::slots::{Slot, SlotTable};
@@ -37,6 +38,8 @@ pub(crate) struct Parts {
     rest: *mut Rest,
     /// The vmalloc window; null if there is none.
     space: *mut Space,
+    /// Who compacts; null before the allocators have started.
+    compactor: *mut Compactor,
 }
 
 impl Parts {
@@ -54,6 +57,7 @@ impl Parts {
             books: None,
             rest: core::ptr::null_mut(),
             space: core::ptr::null_mut(),
+            compactor: core::ptr::null_mut(),
         }
     }
 
@@ -74,6 +78,22 @@ impl Parts {
         kmem.platform().reclaimer().set_rest(unsafe { &*self.rest });
     }
 
+    /// Adds whoever compacts: on behalf of requests if that is `asked`, and in the background when it is started.
+    pub(crate) fn add_compactor(
+        &mut self,
+        kmem: &'static Kmem<Host<HostCpu>>,
+        compactor: Compactor,
+        asked: bool,
+    ) -> &'static Compactor {
+        self.compactor = Box::into_raw(Box::new(compactor));
+        // SAFETY: just made; it lives as long as the machine.
+        let compactor = unsafe { &*self.compactor };
+        if asked {
+            kmem.platform().reclaimer().set_compactor(compactor);
+        }
+        compactor
+    }
+
     /// The parts that the allocators refer to.
     ///
     /// # Safety
@@ -90,6 +110,9 @@ impl Drop for Parts {
     fn drop(&mut self) {
         // SAFETY: boxes of ours that nothing refers to any more (type invariant). A cell does not drop what is in it.
         unsafe {
+            if let Some(compactor) = self.compactor.as_ref() {
+                compactor.stop();
+            }
             if let Some(cpu) = self.cpu {
                 cpu.retire();
             }
@@ -103,6 +126,9 @@ impl Drop for Parts {
             drop(Box::from_raw(self.ram));
             if !self.rest.is_null() {
                 drop(Box::from_raw(self.rest));
+            }
+            if !self.compactor.is_null() {
+                drop(Box::from_raw(self.compactor));
             }
         }
     }
@@ -267,14 +293,77 @@ impl Machine {
         self.host().space.stats()
     }
 
-    /// Makes the `nth` page request from now on fail, once; zero: none. Requests that must not fail are not counted.
+    /// Makes the `nth` page request from now on fail, once; zero: none. Requests that must not fail are not counted, nor
+    /// those that other threads have begun. Until it is called with zero, page requests take the slower path, which counts them.
     pub fn fail_page_request(&self, nth: u64) {
         self.host().fail_page_request(nth);
+        self.kmem.pages().set_injecting(nth != 0);
     }
 
     /// Whether a failure asked for by [`fail_page_request`](Self::fail_page_request) is still to come.
     pub fn failure_pending(&self) -> bool {
         self.host().failure_pending()
+    }
+
+    /// Pages that may be moved while they are in use, mapped a second time at addresses that stay the same. `gfp` says where
+    /// they may lie; [`Gfp::HIGHUSER_MOVABLE`] is anywhere. Each run of neighbouring frames is a mapping of the host, as with vmalloc.
+    ///
+    /// # Errors
+    /// [`MovableError`]; nothing has changed.
+    pub fn movable_area(&self, nr_pages: usize, gfp: Gfp) -> Result<MovableMemory, MovableError> {
+        MovableMemory::new(self.kmem, nr_pages, gfp, true)
+    }
+
+    /// As [`movable_area`](Self::movable_area) without a second mapping: pages are reached by the direct map, through guards only. Any
+    /// number of them costs the host no mappings.
+    ///
+    /// # Errors
+    /// [`MovableError`]; nothing has changed.
+    pub fn movable_pages(&self, nr_pages: usize, gfp: Gfp) -> Result<MovableMemory, MovableError> {
+        MovableMemory::new(self.kmem, nr_pages, gfp, false)
+    }
+
+    /// What the machine's movable pages went through.
+    pub fn movable_stats(&self) -> MovableStats {
+        self.host().movable.stats()
+    }
+
+    /// Names the owner of all frames whose words have `tag`, whom compaction asks to move them; `false` if somebody
+    /// has been named already. Movable memory of the machine itself and the pools of compressed objects are known without.
+    pub fn set_movable_owner(&self, tag: OwnerTag, owner: &'static dyn MovableOwner) -> bool {
+        self.host().set_movable_owner(tag, owner)
+    }
+
+    /// Makes the `nth` occasion of a failed migration from now on one, once; zero: none.
+    pub fn fail_migration(&self, nth: u32, failure: MoveFailure) {
+        self.host().movable.injection.set(nth, failure);
+    }
+
+    /// Whether a failure asked for by [`fail_migration`](Self::fail_migration) is still to come.
+    pub fn migration_failure_pending(&self) -> bool {
+        self.host().movable.injection.pending()
+    }
+
+    fn compactor(&self) -> Option<&Compactor> {
+        // SAFETY: nobody changes the parts before `shut_down`.
+        let parts: &Parts = unsafe { &*self.parts.get() };
+        // SAFETY: null, or a live box (invariant of `Parts`).
+        unsafe { parts.compactor.as_ref() }
+    }
+
+    /// Asks the compaction daemon of a node for blocks of `order` in zones up to `ceiling`. Any context but NMI, and not in a
+    /// signal handler.
+    #[doc(alias = "wakeup_kcompactd")]
+    pub fn wake_kcompactd(&self, node: NodeId, order: Order, ceiling: ZoneKind) {
+        if let Some(compactor) = self.compactor() {
+            compactor.wake(node, order, ceiling);
+        }
+    }
+
+    /// Does the work of the compaction daemons on the calling thread, one at a time; returns when to do so again, in
+    /// milliseconds of the machine's clock. For machines without the [thread](MachineBuilder::kcompactd).
+    pub fn poll_kcompactd(&self) -> Option<u64> {
+        self.compactor()?.poll(self.host().context.now_ms())
     }
 
     /// Ends the machine and returns all its memory to the host. (The few words of this value itself stay.)

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use kmem::Platform;
 use kmem_buddy::BuddyOptions;
-use kmem_gfp::{FlatFrameTable, Gfp, NodeId, Order, PfnRange};
+use kmem_gfp::{FlatFrameTable, Gfp, MovableOwner, NodeId, Order, Pfn, PfnRange};
 use kmem_kmalloc::KmallocConfig;
 use kmem_slab::SlabConfig;
 use kmem_sync::{Cpu, CpuId};
@@ -69,6 +69,12 @@ impl Platform for Host<HostCpu> {
     fn node_has_cpus(&self, node: NodeId) -> bool {
         (0..self.cpu.nr_cpus()).any(|cpu| self.context.node_of(CpuId(cpu)) == node)
     }
+    fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
+        self.owner_of(pfn)
+    }
+    // `Machine::fail_page_request` says so when requests are to fail.
+    const INJECTS_ANYWHERE: bool = false;
+
     #[inline(always)]
     fn inject_failure(&self, _gfp: Gfp, _order: Order) -> bool {
         self.fails_now()

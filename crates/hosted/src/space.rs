@@ -23,7 +23,7 @@ mod tables;
 use core::fmt;
 use core::ops::Range;
 
-use kmem_gfp::{PAGE_SHIFT, PAGE_SIZE, Pfn};
+use kmem_gfp::{PAGE_SHIFT, PAGE_SIZE, Pfn, PfnRange};
 use kmem_sync::SpinLock;
 use kmem_vmalloc::{AddressSpace, CpuSet, Granule, MapError, Prot, Run, TableSource};
 
@@ -145,6 +145,34 @@ impl Space {
         })
     }
 
+    /// Lets one mapped page lead to another frame from here on, for whoever reads it in one step. Its old frame is out of reach
+    /// then, lingering translations or not.
+    ///
+    /// # Errors
+    /// A [`MapError`]; the page leads where it led.
+    fn repoint(&self, at: usize, to: Pfn) -> Result<(), MapError> {
+        let pages = self.pages(at, 1).ok_or(MapError::NotMapped { address: at })?;
+        if !self.ram.holds(PfnRange::new(to, Pfn(to.0.saturating_add(1)))) {
+            return Err(MapError::Refused { address: at });
+        }
+        self.mirror.with(&self.cpu, |mirror| {
+            let old = self.tables.get(pages.start);
+            if old.frame().is_none() {
+                return Err(MapError::NotMapped { address: at });
+            }
+            mirror.changing(pages.clone(), &self.tables, self.lingering, |mirror| {
+                let new = old.with_frame(to);
+                if let Err(refusal) = mirror.follow(pages.clone(), false, |_, _| new) {
+                    // What the host took away without giving anything for it comes back.
+                    mirror.settle(pages.clone(), |_| old);
+                    return Err(refusal.at(at));
+                }
+                self.tables.set(pages.start, new);
+                Ok(())
+            })
+        })
+    }
+
     fn unmap(&self, at: usize, size_bytes: usize) {
         let Some(pages) = self.pages(at, size_bytes) else { return };
         self.mirror.with(&self.cpu, |mirror| {
@@ -228,6 +256,11 @@ impl HostSpace {
     /// Where the window is; `None` if the machine has none.
     pub fn window(&self) -> Option<Range<usize>> {
         self.0.map(Space::window)
+    }
+
+    /// Lets one mapped page lead to another frame from here on.
+    pub(crate) fn repoint(&self, at: usize, to: Pfn) -> Result<(), MapError> {
+        self.0.map_or(Err(MapError::NotMapped { address: at }), |space| space.repoint(at, to))
     }
 
     /// How it stands; all zero without a window.

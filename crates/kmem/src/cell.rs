@@ -160,7 +160,9 @@ unsafe fn fill<P: Platform>(
         let undo_slabs = OnFailure(&raw mut (*place).slabs);
         slabs.init()?;
 
-        (&raw mut (*place).kmalloc).write(Kmalloc::new(slabs, platform.kmalloc_config())?);
+        let mut kmalloc = platform.kmalloc_config();
+        kmalloc.cgroup |= P::CHARGES;
+        (&raw mut (*place).kmalloc).write(Kmalloc::new(slabs, kmalloc)?);
         let either = EitherSide::new(platform, &(*place).kmalloc, &(*place).vmalloc);
         (&raw mut (*place).kvmalloc).write(Kvmalloc::new(either));
 

@@ -8,8 +8,10 @@
 #![doc = include_str!("../README.md")]
 #![no_std]
 
+mod account;
 mod caches;
 mod cell;
+mod compact_names;
 mod contiguous_names;
 mod contiguous_side;
 mod error;
@@ -20,6 +22,7 @@ mod kvmalloc_names;
 mod many;
 mod names;
 mod platform;
+mod reclaim_side;
 mod scopes;
 mod views;
 mod virtual_side;
@@ -27,6 +30,7 @@ mod vmalloc_names;
 mod zsmalloc_names;
 
 pub use cell::KmemCell;
+pub use compact_names::CompactOnly;
 pub use contiguous_side::{CmaSide, DmaSide};
 pub use error::InitError;
 pub use global::KmemGlobal;
@@ -34,6 +38,7 @@ pub use handle::{GfpAlloc, KvAlloc};
 pub use kmem::Kmem;
 pub use kvmalloc_names::EitherSide;
 pub use platform::{ObjectSide, PageSide, Platform};
+pub use reclaim_side::{MemInfo, Mm, MmConfig, MmError, MmReclaimer, ReclaimPlatform, ReclaimSide};
 pub use views::SlabInfo;
 pub use virtual_side::{NoAddressSpace, VirtualSide};
 pub use zsmalloc_names::ZsPool;
@@ -42,8 +47,8 @@ pub use kmem_buddy as buddy;
 pub use kmem_buddy::{MapError, MemoryMap, Region, ZoneLimits};
 pub use kmem_cma as cma;
 pub use kmem_cma::{
-    AreaSpec, CmaArea, CmaError, CmaPages, DeclareError, DmaBlock, DmaBuffer, DmaDevice, DmaError, DmaPool, Place, PoolError,
-    PoolSpec, ReleaseError,
+    AreaSpec, CmaArea, CmaError, CmaPages, DeclareError, DmaBlock, DmaBuffer, DmaDevice, DmaError, DmaPool, Place,
+    PoolError, PoolSpec, ReleaseError,
 };
 pub use kmem_gfp as gfp;
 pub use kmem_gfp::{
@@ -54,6 +59,7 @@ pub use kmem_kmalloc as kmalloc;
 pub use kmem_kmalloc::{KBox, KMALLOC_MAX_SIZE, KMALLOC_MINALIGN, KfreeError, KreallocError, ZERO_SIZE_PTR, kfree_rcu};
 pub use kmem_kvmalloc as kvmalloc;
 pub use kmem_kvmalloc::{KvBlock, KvfreeError, KvmallocError, KvreallocError, kvfree_rcu};
+pub use kmem_reclaim as reclaim;
 pub use kmem_slab as slab;
 pub use kmem_slab::{
     Cache, CacheArgs, CacheBox, CreateError, DestroyError, KmemCache, ObjectError, RcuHead, SlabFlags,

@@ -12,12 +12,14 @@
 //!
 //! `docs/porting.md` goes through it item by item.
 
+use core::num::NonZeroU32;
 use core::ops::Range;
 
 use kmem_buddy::{BuddyEnv, BuddyOptions};
 use kmem_cma::{DmaBus, PhysicalBus};
 use kmem_gfp::{
-    AllocContext, FrameTable, Gfp, MovableOwner, NodeId, Order, PAGE_SIZE, Pfn, PfnRange, ReclaimRequest, Reclaimer,
+    AllocContext, AllocError, FrameTable, Gfp, MovableOwner, NodeId, Order, PAGE_SIZE, Pfn, PfnRange, ReclaimRequest,
+    Reclaimer,
 };
 use kmem_kmalloc::KmallocConfig;
 use kmem_slab::{SlabConfig, SlabEnv};
@@ -203,7 +205,8 @@ pub trait Platform: Sync + 'static {
         &PhysicalBus
     }
 
-    /// Whether pages may be charged to memory cgroups, so that every free asks [`uncharge`](Self::uncharge).
+    /// Whether pages and objects may be charged to memory cgroups, so that every free of a page asks
+    /// [`uncharge`](Self::uncharge). kmalloc then has caches of its own for [`Gfp::ACCOUNT`].
     const CHARGES: bool = false;
 
     /// Charges the current memory cgroup for a block that has just been allocated with [`Gfp::ACCOUNT`]; `false` if it is over
@@ -218,6 +221,23 @@ pub trait Platform: Sync + 'static {
     #[inline(always)]
     fn uncharge(&self, pfn: Pfn, order: Order) {
         let _ = (pfn, order);
+    }
+
+    /// Charges the current memory cgroup for an object that has just been allocated with [`Gfp::ACCOUNT`] or from an accounted
+    /// cache, and says who it was; see [`SlabEnv::charge_object`]. Asked only if [`CHARGES`](Self::CHARGES).
+    ///
+    /// # Errors
+    /// [`AllocError::OverLimit`].
+    #[inline(always)]
+    fn charge_object(&self, gfp: Gfp, size_bytes: usize, reclaimable: bool) -> Result<Option<NonZeroU32>, AllocError> {
+        let _ = (gfp, size_bytes, reclaimable);
+        Ok(None)
+    }
+
+    /// Gives back what [`charge_object`](Self::charge_object) charged. Any context.
+    #[inline(always)]
+    fn uncharge_object(&self, payer: NonZeroU32, size_bytes: usize, reclaimable: bool) {
+        let _ = (payer, size_bytes, reclaimable);
     }
 
     /// Frees have brought a zone of a node back above its high mark.
@@ -236,6 +256,10 @@ pub trait Platform: Sync + 'static {
         let _ = name;
         None
     }
+
+    /// Whether every page request asks [`inject_failure`](Self::inject_failure); see
+    /// [`BuddyEnv::INJECTS_ANYWHERE`](kmem_buddy::BuddyEnv::INJECTS_ANYWHERE).
+    const INJECTS_ANYWHERE: bool = true;
 
     /// Fault injection: whether this page request is to fail. Never asked for [`Gfp::NOFAIL`].
     #[inline(always)]
@@ -335,6 +359,8 @@ impl<P: Platform> BuddyEnv for PageSide<P> {
     fn high_mark_restored(&self, node: NodeId) {
         self.platform.high_mark_restored(node);
     }
+    const INJECTS_ANYWHERE: bool = P::INJECTS_ANYWHERE;
+
     #[inline(always)]
     fn inject_failure(&self, gfp: Gfp, order: Order) -> bool {
         self.platform.inject_failure(gfp, order)
@@ -373,6 +399,16 @@ impl<P: Platform> SlabEnv for ObjectSide<P> {
     type Context = P::Context;
     type Grace = P::Grace;
 
+    const ACCOUNTS: bool = P::CHARGES;
+
+    #[inline]
+    fn charge_object(&self, gfp: Gfp, size_bytes: usize, reclaimable: bool) -> Result<Option<NonZeroU32>, AllocError> {
+        self.platform.charge_object(gfp, size_bytes, reclaimable)
+    }
+    #[inline]
+    fn uncharge_object(&self, payer: NonZeroU32, size_bytes: usize, reclaimable: bool) {
+        self.platform.uncharge_object(payer, size_bytes, reclaimable);
+    }
     #[inline(always)]
     fn cpu(&self) -> &P::Cpu {
         &self.cpu

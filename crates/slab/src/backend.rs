@@ -306,8 +306,9 @@ impl<E: SlabEnv> Slabs<E> {
             // SAFETY: the caller's promise.
             let new = unsafe { self.pushed(cache, slab, state, head, tail, count)? };
             let empty = new.inuse() == 0;
-            // Waiting for readers means a queue, whose lock not every context can take.
-            let stays = how == Locking::Try && cache.flags.contains(SlabFlags::TYPESAFE_BY_RCU);
+            // Waiting for readers means a queue, and payers go back to a cache: not every context can take those locks.
+            let waits = cache.flags.contains(SlabFlags::TYPESAFE_BY_RCU) || self.has_payers(cache);
+            let stays = how == Locking::Try && waits;
             // An empty slab is worth keeping only while the node has no other to allocate from.
             let others = slabs.partial.len.saturating_sub(u32::from(state.is_listed()));
             let enough = others > cache.spare_slabs.load(Ordering::Relaxed)

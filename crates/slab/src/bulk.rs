@@ -55,6 +55,32 @@ impl<E: SlabEnv> Slabs<E> {
         gfp: Gfp,
         objects: &mut [Option<NonNull<u8>>],
     ) -> Result<(), AllocError> {
+        self.alloc_many(cache, gfp, objects, true, Location::caller())
+    }
+
+    /// [`alloc_bulk`](Self::alloc_bulk) of objects that are charged one by one later, as they are handed out.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) fn set_aside(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+        objects: &mut [Option<NonNull<u8>>],
+    ) -> Result<(), AllocError> {
+        self.alloc_many(cache, gfp.difference(Gfp::ACCOUNT), objects, false, Location::caller())
+    }
+
+    #[inline(always)]
+    fn alloc_many(
+        &self,
+        cache: &KmemCache,
+        gfp: Gfp,
+        objects: &mut [Option<NonNull<u8>>],
+        pays: bool,
+        caller: &'static Location<'static>,
+    ) -> Result<(), AllocError> {
+        self.debug_sleep_check(gfp);
         let out = as_pointers(objects);
         let care = cache.care.load(Ordering::Relaxed);
         let mut got = 0;
@@ -63,21 +89,23 @@ impl<E: SlabEnv> Slabs<E> {
             let popped =
                 unsafe { on_main(Pinned::quick(self.env.cpu()), &cache.hot, |main, _| Some(pop_many(main, out))) };
             got = popped.unwrap_or(0);
-            if got == out.len() && (care | gfp.bits()) & Gfp::ZERO.bits() == 0 && care == 0 {
+            if got == out.len() && gfp.bits() & Self::SLOW_FLAGS.bits() == 0 && care == 0 {
                 return Ok(());
             }
         }
-        self.alloc_bulk_slow(cache, gfp, objects, got, Location::caller())
+        self.alloc_bulk_slow(cache, gfp, objects, got, pays, caller)
     }
 
     #[cold]
     #[inline(never)]
+    #[allow(clippy::too_many_arguments)]
     fn alloc_bulk_slow(
         &self,
         cache: &KmemCache,
         gfp: Gfp,
         objects: &mut [Option<NonNull<u8>>],
         mut got: usize,
+        pays: bool,
         caller: &'static Location<'static>,
     ) -> Result<(), AllocError> {
         let care = cache.care.load(Ordering::Relaxed);
@@ -97,11 +125,14 @@ impl<E: SlabEnv> Slabs<E> {
             }
         } else if result.is_ok() {
             result = self.fill(cache, gfp, as_pointers(objects), &mut got);
-            if care != 0 || gfp.contains(Gfp::ZERO) {
-                for object in objects.iter().take(got).copied().flatten() {
-                    // SAFETY: just allocated.
-                    unsafe { self.hand_out(cache, gfp, care, object, WHOLE) };
-                }
+        }
+        if result.is_ok() && pays && Self::is_charged(cache, gfp) {
+            result = self.charge_all(cache, gfp, objects);
+        }
+        if result.is_ok() && !cache.is_debug() && (care != 0 || gfp.contains(Gfp::ZERO)) {
+            for object in objects.iter().copied().flatten() {
+                // SAFETY: just allocated.
+                unsafe { self.hand_out(cache, gfp, care, object, WHOLE) };
             }
         }
         if result.is_err() {

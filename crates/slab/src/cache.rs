@@ -8,8 +8,8 @@ use core::fmt;
 use core::ptr::{self, NonNull};
 
 use kmem_gfp::{Gfp, Order};
-use kmem_sync::UnsafeCell;
 use kmem_sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use kmem_sync::{IrqLock, UnsafeCell};
 
 use crate::barn::BURST_BYTES;
 use crate::layout::ObjectLayout;
@@ -62,6 +62,9 @@ pub(crate) const CARE_INJECT: u32 = 1 << 31;
 /// The free pointer inside a new object is wiped.
 pub(crate) const CARE_WIPE: u32 = 1 << 30;
 
+/// Objects may be charged. Never cleared.
+pub(crate) const CARE_ACCOUNT: u32 = 1 << 29;
+
 /// A cache: where objects of one size come from. Made by [`Slabs::create`](crate::Slabs::create) and used through the
 /// calls of [`Slabs`](crate::Slabs).
 ///
@@ -79,6 +82,8 @@ pub struct KmemCache {
     pub(crate) slots: Slots,
     /// What an allocation must see to beyond popping an object: bits of [`Gfp`], and `CARE_*`.
     pub(crate) care: AtomicU32,
+    /// Held while `care` changes and the hot path is pointed at the slots that fit.
+    pub(crate) care_lock: IrqLock<()>,
     pub(crate) sheaf_capacity: u32,
     pub(crate) layout: ObjectLayout,
     pub(crate) orders: SlabOrders,
@@ -140,6 +145,8 @@ pub(crate) struct Spec {
     pub(crate) random: *const u16,
     pub(crate) random_len: u32,
     pub(crate) block_bytes: usize,
+    /// Whether every object is charged.
+    pub(crate) accounted: bool,
     /// Slots without sheaves, one for each CPU.
     pub(crate) idle: NonNull<Slot>,
 }
@@ -175,6 +182,9 @@ impl KmemCache {
         if spec.flags.contains(SlabFlags::INIT_ON_FREE) && spec.layout.free_pointer_inside() && !keeps {
             care |= CARE_WIPE;
         }
+        if spec.accounted {
+            care |= CARE_ACCOUNT;
+        }
         let plain = care == 0 && !slots.is_empty();
         let hot = if plain { slots.first() } else { spec.idle };
         Self {
@@ -182,6 +192,7 @@ impl KmemCache {
             hot_known: AtomicPtr::new(if spec.nr_nodes == 1 { hot } else { spec.idle }.as_ptr()),
             slots,
             care: AtomicU32::new(care),
+            care_lock: IrqLock::new(()),
             sheaf_capacity: spec.sheaf_capacity,
             objects_per_slab: crate::order::objects(spec.orders.preferred, stride) as u32,
             most_full: (BURST_BYTES / stride.saturating_mul(spec.sheaf_capacity as usize).max(1)) as u32,

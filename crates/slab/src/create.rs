@@ -66,7 +66,7 @@ impl<E: SlabEnv> Slabs<E> {
             // SAFETY: just placed; nobody else knows it.
             let descriptor = unsafe { cache.as_ref() };
             if core.injector.is_armed() {
-                set_care(descriptor, core.idle, CARE_INJECT, true);
+                set_care(self.env.cpu(), descriptor, core.idle, CARE_INJECT, true, Locking::Wait);
             }
             descriptor.older.store(list.newest, Ordering::Relaxed);
             list.newest = cache.as_ptr();
@@ -218,6 +218,7 @@ impl<E: SlabEnv> Slabs<E> {
                 random: random.as_ptr(),
                 random_len: random_len as u32,
                 block_bytes: block.bytes,
+                accounted: E::ACCOUNTS && plan.flags.contains(SlabFlags::ACCOUNT),
                 idle,
             };
             cache.write(KmemCache::new(spec, slots));
@@ -300,16 +301,33 @@ unsafe fn shuffle(table: NonNull<u16>, len: usize, state: &mut u64) {
     }
 }
 
-/// Sets or clears `bit` in what the cache sees to, and points its hot path at the slots that fit.
-fn set_care(cache: &KmemCache, idle: NonNull<Slot>, bit: u32, on: bool) {
-    let before = match on {
-        true => cache.care.fetch_or(bit, Ordering::Relaxed) | bit,
-        false => cache.care.fetch_and(!bit, Ordering::Relaxed) & !bit,
+/// Sets or clears `bit` in what the cache sees to, and points its hot path at the slots that fit. `false` if the lock
+/// cannot be had.
+pub(crate) fn set_care<C: Cpu>(
+    cpu: &C,
+    cache: &KmemCache,
+    idle: NonNull<Slot>,
+    bit: u32,
+    on: bool,
+    how: Locking,
+) -> bool {
+    let change = |_: &mut ()| {
+        let care = match on {
+            true => cache.care.fetch_or(bit, Ordering::Relaxed) | bit,
+            false => cache.care.fetch_and(!bit, Ordering::Relaxed) & !bit,
+        };
+        let hot = if care == 0 && !cache.slots.is_empty() { cache.slots.first() } else { idle };
+        cache.hot.store(hot.as_ptr(), Ordering::Relaxed);
+        let known = if cache.nodes().count() == 1 { hot } else { idle };
+        cache.hot_known.store(known.as_ptr(), Ordering::Relaxed);
     };
-    let hot = if before == 0 && !cache.slots.is_empty() { cache.slots.first() } else { idle };
-    cache.hot.store(hot.as_ptr(), Ordering::Relaxed);
-    let known = if cache.nodes().count() == 1 { hot } else { idle };
-    cache.hot_known.store(known.as_ptr(), Ordering::Relaxed);
+    match how {
+        Locking::Wait => {
+            cache.care_lock.with(cpu, change);
+            true
+        }
+        Locking::Try => cache.care_lock.try_with(cpu, change).is_some(),
+    }
 }
 
 impl<E: SlabEnv> Slabs<E> {
@@ -318,7 +336,7 @@ impl<E: SlabEnv> Slabs<E> {
         let Some(core) = self.core() else { return };
         core.caches.with(self.env.cpu(), |list| {
             for cache in names(list) {
-                set_care(cache, core.idle, bit, on);
+                set_care(self.env.cpu(), cache, core.idle, bit, on, Locking::Wait);
             }
         });
     }

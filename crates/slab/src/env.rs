@@ -5,13 +5,16 @@
 //!                          ├─ pages()    blocks of frames for slabs            kmem_gfp::PageAllocator
 //!                          ├─ frames()   address ◀──▶ frame, three words each  kmem_gfp::FrameTable
 //!                          ├─ context()  may it sleep, local node, reports     kmem_gfp::AllocContext
-//!                          └─ grace()    polled grace periods                  kmem_sync::GracePeriod
+//!                          ├─ grace()    polled grace periods                  kmem_sync::GracePeriod
+//!                          └─ charge_object(), uncharge_object()                 who pays, if anybody does
 //! ```
 
-use kmem_gfp::{AllocContext, FrameTable, PageAllocator};
+use core::num::NonZeroU32;
+
+use kmem_gfp::{AllocContext, AllocError, FrameTable, Gfp, PageAllocator};
 use kmem_sync::{Cpu, GracePeriod};
 
-/// The five parts that a [`Slabs`](crate::Slabs) is built over, and a source of entropy.
+/// The five parts that a [`Slabs`](crate::Slabs) is built over, who pays for objects, and a source of entropy.
 ///
 /// Usually a zero-sized type or a reference to the structure that holds the parts; every method is called on hot paths
 /// and should inline to a field access.
@@ -40,6 +43,30 @@ pub trait SlabEnv {
     /// Grace periods.
     fn grace(&self) -> &Self::Grace;
 
+    /// Whether objects are charged. `false` takes everything about payers out of every path, and the two methods below are
+    /// never called.
+    const ACCOUNTS: bool = false;
+
+    /// Charges an object of `size_bytes` to whoever pays for what the running context allocates, and says who: the word comes
+    /// back in [`uncharge_object`](Self::uncharge_object). `Ok(None)`: nobody pays. `reclaimable` says that the cache is one of
+    /// objects that a shrinker can free. Contexts as `gfp` says; no lock is held.
+    ///
+    /// # Errors
+    /// An [`AllocError`], [`OverLimit`](AllocError::OverLimit) as a rule, which the request fails with. Never with
+    /// [`Gfp::NOFAIL`].
+    #[inline(always)]
+    fn charge_object(&self, gfp: Gfp, size_bytes: usize, reclaimable: bool) -> Result<Option<NonZeroU32>, AllocError> {
+        let _ = (gfp, size_bytes, reclaimable);
+        Ok(None)
+    }
+
+    /// Gives back what [`charge_object`](Self::charge_object) charged. Any context, inside a CPU's local section too: it does not
+    /// call these caches.
+    #[inline(always)]
+    fn uncharge_object(&self, payer: NonZeroU32, size_bytes: usize, reclaimable: bool) {
+        let _ = (payer, size_bytes, reclaimable);
+    }
+
     /// A number that an attacker cannot guess: it seeds the secrets of freelists and their random order. The default is
     /// a constant, which keeps runs repeatable and hardens nothing.
     fn entropy(&self) -> u64 {
@@ -54,6 +81,16 @@ impl<E: SlabEnv + ?Sized> SlabEnv for &E {
     type Context = E::Context;
     type Grace = E::Grace;
 
+    const ACCOUNTS: bool = E::ACCOUNTS;
+
+    #[inline(always)]
+    fn charge_object(&self, gfp: Gfp, size_bytes: usize, reclaimable: bool) -> Result<Option<NonZeroU32>, AllocError> {
+        (**self).charge_object(gfp, size_bytes, reclaimable)
+    }
+    #[inline(always)]
+    fn uncharge_object(&self, payer: NonZeroU32, size_bytes: usize, reclaimable: bool) {
+        (**self).uncharge_object(payer, size_bytes, reclaimable);
+    }
     #[inline(always)]
     fn cpu(&self) -> &Self::Cpu {
         (**self).cpu()

@@ -21,6 +21,7 @@ use crate::inject::Injector;
 use crate::layout::ObjectLayout;
 use crate::node::Node;
 use crate::order::SlabOrders;
+use crate::payers::{NODE_BYTES, PayerTree};
 use crate::slots::{Slot, Slots};
 use crate::{DebugOptions, KmemCache, SlabConfig, SlabEnv, SlabFlags};
 
@@ -90,6 +91,8 @@ pub(crate) struct Core {
     pub(crate) meta: [KmemCache; META_CLASSES],
     /// Slots without sheaves, one for each CPU: where caches point whose requests need care.
     pub(crate) idle: NonNull<Slot>,
+    /// Who paid for which object.
+    pub(crate) payers: PayerTree,
     block: (Pfn, Order),
 }
 
@@ -196,6 +199,7 @@ impl<E: SlabEnv> Slabs<E> {
             injector: Injector::new(self.env.entropy()),
             meta,
             idle,
+            payers: PayerTree::new(),
             block: (pfn, order),
         };
         // SAFETY: page-aligned memory of ours that is large enough.
@@ -233,6 +237,7 @@ impl<E: SlabEnv> Slabs<E> {
             random: ptr::null(),
             random_len: 0,
             block_bytes: 0,
+            accounted: false,
             idle,
         };
         KmemCache::new(spec, Slots::empty())
@@ -250,9 +255,13 @@ impl<E: SlabEnv> Slabs<E> {
         let log2 = usize::BITS - size_bytes.saturating_sub(1).leading_zeros();
         let power = log2.saturating_sub(META_SHIFT) as usize;
         let odd = META_ODD.iter().position(|&odd| size_bytes <= odd && size_bytes > odd - 64);
-        // Above the powers come the odd classes, which are none for larger sizes.
-        let class = odd.map_or(power, |odd| META_POWERS + odd);
-        if odd.is_none() && power >= META_POWERS { None } else { self.core()?.meta.get(class) }
+        let class = match odd {
+            Some(odd) => META_POWERS + odd,
+            // Behind the powers come the odd classes, which are smaller.
+            None if power < META_POWERS => power,
+            None => return None,
+        };
+        self.core()?.meta.get(class)
     }
 
     /// Memory for the allocator's own use, aligned to a cache line; powers of two to themselves, up to a page.
@@ -378,6 +387,8 @@ impl<E: SlabEnv> Drop for Slabs<E> {
         if core.caches.with(self.env.cpu(), |list| list.len) > 0 {
             return;
         }
+        // SAFETY: the nodes were allocated with that size; without caches nobody looks for payers.
+        core.payers.clear(|node| unsafe { self.meta_free(node, NODE_BYTES, Locking::Wait) });
         self.shrink_metadata();
         let in_use = core.meta.iter().flat_map(KmemCache::nodes).any(|node| node.nr_slabs.load(Ordering::Acquire) > 0);
         if !in_use {

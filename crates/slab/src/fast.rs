@@ -14,7 +14,8 @@
 use core::panic::Location;
 use core::ptr::NonNull;
 
-use kmem_gfp::{AllocError, FrameTable, Gfp, NodeId, OwnerTag};
+use kmem_gfp::verdict::check_sleep;
+use kmem_gfp::{AllocContext, AllocError, FrameTable, Gfp, NodeId, OwnerTag};
 use kmem_sync::atomic::{AtomicPtr, Ordering};
 use kmem_sync::{Cpu, Pinned};
 
@@ -80,10 +81,21 @@ pub(crate) unsafe fn push_known<C: Cpu>(cpu: &C, cache: &KmemCache, object: NonN
 }
 
 impl<E: SlabEnv> Slabs<E> {
+    /// Complains in debug builds about a request that may sleep where sleeping is forbidden, whether or not it would have
+    /// slept this time.
+    #[inline(always)]
+    pub(crate) fn debug_sleep_check(&self, gfp: Gfp) {
+        if cfg!(debug_assertions) {
+            let allowed = check_sleep(gfp, self.env.context().task_flags());
+            debug_assert!(allowed.is_ok(), "kmem_cache: {allowed:?}");
+        }
+    }
+
     /// Allocates an object. Contexts: any that `gfp` allows, NMI excepted.
     ///
     /// # Errors
-    /// [`AllocError::NoMemory`] if the page source has nothing that the flags allow.
+    /// [`AllocError::NoMemory`] if the page source has nothing that the flags allow; [`AllocError::OverLimit`] and its kin if
+    /// the object is to be charged and whoever pays may not have more.
     #[doc(alias = "kmem_cache_alloc")]
     #[inline(always)]
     #[track_caller]
@@ -110,10 +122,11 @@ impl<E: SlabEnv> Slabs<E> {
     #[inline(always)]
     #[track_caller]
     pub fn alloc_sized(&self, cache: &KmemCache, gfp: Gfp, requested: usize) -> Result<NonNull<u8>, AllocError> {
-        if gfp.contains(Gfp::ZERO) {
-            return self.alloc_zeroed(cache, gfp, requested, Location::caller());
-        }
-        let popped = pop(Pinned::quick(self.env.cpu()), cache);
+        self.debug_sleep_check(gfp);
+        let popped = match gfp.intersects(Self::SLOW_FLAGS) {
+            true => self.pop_zeroed(cache, gfp),
+            false => pop(Pinned::quick(self.env.cpu()), cache),
+        };
         // The pointer of either way, not the `Result`: that would go through memory on both.
         Ok(match popped {
             Some(object) => object,
@@ -121,25 +134,17 @@ impl<E: SlabEnv> Slabs<E> {
         })
     }
 
-    /// [`alloc_sized`](Self::alloc_sized) for zeroed objects: those that the sheaf has are zeroed right here.
+    /// The sheaf's next object, zeroed, if zeroing is all that the request wants beyond it.
     #[inline(never)]
-    fn alloc_zeroed(
-        &self,
-        cache: &KmemCache,
-        gfp: Gfp,
-        requested: usize,
-        caller: &'static Location<'static>,
-    ) -> Result<NonNull<u8>, AllocError> {
+    fn pop_zeroed(&self, cache: &KmemCache, gfp: Gfp) -> Option<NonNull<u8>> {
         // What a constructor made is not overwritten in families that zero everything: the slow path knows.
-        let popped = if cache.ctor.is_some() { None } else { pop(Pinned::quick(self.env.cpu()), cache) };
-        Ok(match popped {
-            Some(object) => {
-                // SAFETY: an object has `object_size` bytes, ours. A cache whose sheaves can be had here tracks no sizes.
-                unsafe { object.write_bytes(0, cache.object_size()) };
-                object
-            }
-            None => self.alloc_slow(cache, gfp, requested, caller)?,
-        })
+        if gfp.intersects(Self::SLOW_FLAGS.difference(Gfp::ZERO)) || cache.ctor.is_some() {
+            return None;
+        }
+        let object = pop(Pinned::quick(self.env.cpu()), cache)?;
+        // SAFETY: an object has `object_size` bytes, ours. A cache whose sheaves can be had here tracks no sizes.
+        unsafe { object.write_bytes(0, cache.object_size()) };
+        Some(object)
     }
 
     /// Allocates an object on `node`: strictly with [`Gfp::THISNODE`], otherwise as a preference. `None` is

@@ -5,6 +5,7 @@
 //!   `node`);
 //! - making and emptying a cache: `create`, `layout`, `order`, `destroy`;
 //! - many objects at once: `bulk`, `prefilled`; any context: `nolock`; readers: `rcu`; reserves: `mempool`;
+//! - objects that somebody pays for: `account`, `payers`;
 //! - typed objects: `typed`; questions: `object`, `info`; trouble: `debug`, `inject`.
 #![doc = include_str!("../README.md")]
 #![no_std]
@@ -12,6 +13,7 @@
 #[cfg(test)]
 extern crate std;
 
+mod account;
 mod args;
 mod backend;
 mod barn;
@@ -36,6 +38,7 @@ mod nolock;
 mod object;
 mod order;
 mod pages;
+mod payers;
 mod prefilled;
 mod rcu;
 mod sheaf;

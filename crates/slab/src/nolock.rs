@@ -32,8 +32,10 @@ impl<E: SlabEnv> Slabs<E> {
         {
             return Err(AllocError::NoSuchNode(node));
         }
+        let care = cache.care.load(Ordering::Relaxed);
         if cache.is_debug() {
-            return self.debug_alloc_how(cache, gfp, node, WHOLE, Locking::Try, Location::caller());
+            let object = self.debug_alloc_how(cache, gfp, node, WHOLE, Locking::Try, Location::caller())?;
+            return self.charge_if_due(cache, gfp, object, Locking::Try);
         }
         let object = match node {
             Some(node) => self.take_one(cache, gfp, node.index(), Locking::Try)?,
@@ -42,8 +44,9 @@ impl<E: SlabEnv> Slabs<E> {
                 None => self.alloc_behind_sheaf(cache, gfp, Locking::Try)?,
             },
         };
+        self.charge_if_due(cache, gfp, object, Locking::Try)?;
         // SAFETY: just allocated.
-        unsafe { self.hand_out(cache, gfp, cache.care.load(Ordering::Relaxed), object, WHOLE) };
+        unsafe { self.hand_out(cache, gfp, care, object, WHOLE) };
         Ok(object)
     }
 

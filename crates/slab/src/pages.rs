@@ -185,6 +185,7 @@ impl<E: SlabEnv> Slabs<E> {
         let state = slab.state();
         let order = state.order();
         debug::check_slab_padding(self, cache, slab, order);
+        self.drop_payers(cache, slab, state.total());
         slab.disclaim(self.env.frames(), order);
         if cache.flags.contains(SlabFlags::INTERNAL) {
             self.count_metadata(-(order.nr_pages() as i64));

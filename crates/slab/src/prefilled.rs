@@ -84,12 +84,18 @@ impl<E: SlabEnv> PrefilledSheaf<'_, E> {
         unsafe { (*self.sheaf).cap }
     }
 
-    /// Takes an object; `None` only when none is left. Of `gfp` only [`Gfp::ZERO`] means something. Any context.
+    /// Takes an object; `None` only when none is left. Of `gfp` only [`Gfp::ZERO`] and [`Gfp::ACCOUNT`] mean something. The object
+    /// is charged as it leaves the sheaf, beyond the limit if it must be. Any context.
     #[doc(alias = "kmem_cache_alloc_from_sheaf")]
     pub fn alloc(&mut self, gfp: Gfp) -> Option<NonNull<u8>> {
         // SAFETY: we hold the sheaf.
         let object = unsafe { Sheaf::pop(self.sheaf) }?;
         let care = self.cache.care.load(Ordering::Relaxed);
+        if Slabs::<E>::is_charged(self.cache, gfp) {
+            let forced = gfp.intersection(Gfp::ACCOUNT) | Gfp::NOFAIL;
+            // A charge that cannot be refused.
+            let _ = self.slabs.charge(self.cache, forced, object, Locking::Wait);
+        }
         // SAFETY: just allocated.
         unsafe { self.slabs.hand_out(self.cache, gfp, care, object, WHOLE) };
         Some(object)
@@ -120,18 +126,15 @@ impl<E: SlabEnv> PrefilledSheaf<'_, E> {
             Sheaf::fill_with(self.sheaf, u32::MAX, |room| {
                 let places =
                     core::slice::from_raw_parts_mut(room.as_mut_ptr().cast::<Option<NonNull<u8>>>(), room.len());
-                if self.slabs.alloc_bulk(self.cache, gfp, places).is_ok() {
+                if self.slabs.set_aside(self.cache, gfp, places).is_ok() {
                     return places.len();
                 }
                 // All at once was too much; what can be had stays.
                 let mut got = 0;
                 for place in places {
-                    match self.slabs.alloc(self.cache, gfp) {
-                        Ok(object) => *place = Some(object),
-                        Err(error) => {
-                            result = Err(error);
-                            break;
-                        }
+                    if let Err(error) = self.slabs.set_aside(self.cache, gfp, core::slice::from_mut(place)) {
+                        result = Err(error);
+                        break;
                     }
                     got += 1;
                 }

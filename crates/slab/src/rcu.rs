@@ -351,6 +351,12 @@ impl<E: SlabEnv> Slabs<E> {
         let home =
             first.and_then(|object| Slab::find(self.env.frames(), object)).and_then(|(owner, _)| owner_node(owner));
         let node = home.unwrap_or_else(|| self.env.context().local_node().index());
+        if self.has_payers(cache) {
+            // SAFETY: as above.
+            for object in unsafe { Sheaf::contents(sheaf) }.iter().copied().filter_map(NonNull::new) {
+                self.uncharge_found(cache, object);
+            }
+        }
         // SAFETY: the sheaf was taken off the queue.
         let full = unsafe { (*sheaf).len == (*sheaf).cap };
         if full && let Some(home) = cache.node(node) {

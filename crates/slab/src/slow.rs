@@ -12,13 +12,12 @@ use core::panic::Location;
 use core::ptr::NonNull;
 
 use kmem_gfp::{AllocContext, AllocError, Gfp, NodeId};
-use kmem_sync::Pinned;
 use kmem_sync::atomic::Ordering;
 
 use crate::backend::Locking;
 use crate::cache::{CARE_INJECT, CARE_WIPE};
 use crate::error::no_memory;
-use crate::fast::{WHOLE, pop};
+use crate::fast::WHOLE;
 use crate::sheaf::{self, CpuSheaves, Sheaf};
 use crate::slab::{Slab, owner_node};
 use crate::{KmemCache, SlabEnv, SlabFlags, Slabs};
@@ -51,12 +50,14 @@ impl<E: SlabEnv> Slabs<E> {
             self.may_fail(cache, gfp)?;
         }
         if cache.is_debug() {
-            return self.debug_alloc(cache, gfp, None, requested, caller);
+            let object = self.debug_alloc(cache, gfp, None, requested, caller)?;
+            return self.charge_if_due(cache, gfp, object, Locking::Wait);
         }
-        let object = match pop(Pinned::new(self.env.cpu()), cache) {
+        let object = match self.pop_own(cache) {
             Some(object) => object,
             None => self.alloc_behind_sheaf(cache, gfp, Locking::Wait)?,
         };
+        self.charge_if_due(cache, gfp, object, Locking::Wait)?;
         if care != 0 || gfp.contains(Gfp::ZERO) {
             // SAFETY: just allocated.
             unsafe { self.hand_out(cache, gfp, care, object, requested) };
@@ -73,6 +74,7 @@ impl<E: SlabEnv> Slabs<E> {
         requested: usize,
         caller: &'static Location<'static>,
     ) -> Result<NonNull<u8>, AllocError> {
+        self.debug_sleep_check(gfp);
         if cache.node(node.index()).is_none() {
             return Err(AllocError::NoSuchNode(node));
         }
@@ -81,12 +83,14 @@ impl<E: SlabEnv> Slabs<E> {
             self.may_fail(cache, gfp)?;
         }
         if cache.is_debug() {
-            return self.debug_alloc(cache, gfp, Some(node), requested, caller);
+            let object = self.debug_alloc(cache, gfp, Some(node), requested, caller)?;
+            return self.charge_if_due(cache, gfp, object, Locking::Wait);
         }
         let object = match self.pop_from_node(cache, node) {
             Some(object) => object,
             None => self.take_on_node(cache, gfp, node)?,
         };
+        self.charge_if_due(cache, gfp, object, Locking::Wait)?;
         // SAFETY: just allocated.
         unsafe { self.hand_out(cache, gfp, care, object, requested) };
         Ok(object)

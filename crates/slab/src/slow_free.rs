@@ -63,6 +63,7 @@ impl<E: SlabEnv> Slabs<E> {
             return Err(ObjectError::WrongCache { address });
         }
         if cache.is_debug() {
+            self.uncharge_found(cache, object);
             // SAFETY: given up by the caller.
             return unsafe { self.debug_free(cache, owner, &slab, object, how, caller) };
         }
@@ -76,8 +77,13 @@ impl<E: SlabEnv> Slabs<E> {
             // SAFETY: an object has `object_size` bytes, given up by the caller.
             unsafe { object.write_bytes(0, cache.object_size()) };
         }
+        self.uncharge(cache, &slab, index);
         if how == Locking::Wait {
             self.poll_slow(cache);
+        }
+        // SAFETY: given up by the caller, an object of the cache.
+        if self.has_payers(cache) && unsafe { self.push_own(cache, owner, object) } {
+            return Ok(());
         }
         // SAFETY: given up by the caller.
         match unsafe { self.free_to_sheaf(cache, owner, object, how) } {

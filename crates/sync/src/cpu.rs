@@ -33,7 +33,8 @@ pub struct IrqState(pub usize);
 ///
 /// # Safety
 /// Implementors promise:
-/// 1. Between a successful [`try_pin`](Cpu::try_pin) (or [`try_pin_quick`](Cpu::try_pin_quick)) and its [`unpin`](Cpu::unpin) no other context of execution
+/// 1. Between a successful [`try_pin`](Cpu::try_pin) (or [`try_pin_quick`](Cpu::try_pin_quick), or
+///    [`try_pin_number`](Cpu::try_pin_number)) and its [`unpin`](Cpu::unpin) no other context of execution
 ///    is pinned to the same [`CpuId`], except one that interrupts the pinned context and runs to completion (or to
 ///    its own unpin) before that one continues. The id is below [`nr_cpus`](Cpu::nr_cpus).
 /// 2. If [`REENTRANT`](Cpu::REENTRANT) is `false`, such interruptions never pin.
@@ -61,11 +62,19 @@ pub unsafe trait Cpu {
         self.try_pin()
     }
 
+    /// As [`try_pin_quick`](Cpu::try_pin_quick), as a plain number: the CPU's if the context is pinned behind the call,
+    /// and otherwise any that is not below [`nr_cpus`](Cpu::nr_cpus). Whoever compares it with a number of CPUs anyway saves a
+    /// comparison.
+    #[inline(always)]
+    fn try_pin_number(&self) -> usize {
+        self.try_pin_quick().map_or(usize::MAX, CpuId::index)
+    }
+
     /// Ends the innermost pinned section.
     ///
     /// # Safety
-    /// `cpu` came from the innermost [`try_pin`](Cpu::try_pin) or [`try_pin_quick`](Cpu::try_pin_quick) of this context
-    /// that has not been unpinned.
+    /// `cpu` came from the innermost [`try_pin`](Cpu::try_pin), [`try_pin_quick`](Cpu::try_pin_quick) or
+    /// [`try_pin_number`](Cpu::try_pin_number) of this context that has not been unpinned.
     unsafe fn unpin(&self, cpu: CpuId);
 
     /// Switches this CPU's interrupts off and returns how they were.
@@ -113,6 +122,10 @@ unsafe impl<C: Cpu> Cpu for &C {
     #[inline(always)]
     fn try_pin_quick(&self) -> Option<CpuId> {
         (**self).try_pin_quick()
+    }
+    #[inline(always)]
+    fn try_pin_number(&self) -> usize {
+        (**self).try_pin_number()
     }
     #[inline(always)]
     unsafe fn unpin(&self, cpu: CpuId) {

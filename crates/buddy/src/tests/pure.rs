@@ -5,10 +5,10 @@ use std::vec::Vec;
 use kmem_gfp::{MigrateType, Order};
 use proptest::prelude::*;
 
-use crate::bits::{choose, cover, heads, merged};
+use crate::bits::{choose, cover, heads, merged, outgrows};
 use crate::highatomic_limit;
 use crate::line::{Line, WORDS, for_each_block, largest_in};
-use crate::pcp::{is_kernel_cached, is_middle, stack_index};
+use crate::pcp::{is_kernel_cached, is_middle, order_of, stack_index, stacks_from};
 use crate::take::fallbacks;
 use crate::tuning::{decayed, drain_amount, refill};
 use crate::views::stat_threshold;
@@ -122,20 +122,48 @@ fn reserves_divide_what_lies_above() {
 }
 
 #[test]
+fn a_freed_frame_outgrows_an_order_exactly_when_its_run_is_as_large() {
+    let mut word = 0x9e37_79b9_7f4a_7c15_u64;
+    for turn in 0..2_000 {
+        word = word.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let word = match turn % 4 {
+            0 => word,
+            1 => word | word >> 1 | word << 1,
+            2 => word | word << 7 | word >> 13 | word << 29,
+            _ => u64::MAX,
+        };
+        for bit in (0..64).filter(|bit| word >> bit & 1 != 0) {
+            for order in 0..=8 {
+                let larger = merged(word, bit, 0) >= order || (order > 6 && word == u64::MAX);
+                assert_eq!(outgrows(word, 1 << bit, order), larger, "{word:x} {bit} {order}");
+            }
+        }
+        // Of many frames none is overlooked.
+        for order in 0..=6 {
+            assert!(outgrows(word, word, order) || heads(word, order) == 0);
+        }
+    }
+}
+
+#[test]
 fn stacks_are_kept_for_all_orders_but_the_largest() {
-    // B-69: the kernel's 3 types x 4 orders and 2 for huge pages, and 3 types for each order between.
+    // B-69: the kernel's 3 types x 4 orders, and 3 types for each larger order (the kernel has 2 stacks for huge pages).
     let mut seen: Vec<usize> = Vec::new();
     for order in Order::all() {
         for migratetype in MigrateType::PCP {
             let stack = stack_index(order, migratetype);
             assert_eq!(stack.is_some(), order.get() <= 9, "{order}");
             assert_eq!(stack.is_some_and(|stack| !is_middle(stack)), is_kernel_cached(order), "{order}");
+            assert!(stack.is_none_or(|stack| order_of(stack) == order.get()), "{order}");
             seen.extend(stack);
         }
     }
+    let all: Vec<usize> = stacks_from(stack_index(Order::PAGEBLOCK, MigrateType::Movable).unwrap()).collect();
+    assert_eq!(all.len(), seen.len());
+    assert_eq!(all.iter().map(|&stack| order_of(stack)).take(5).collect::<Vec<_>>(), [9, 9, 0, 0, 0]);
     seen.sort_unstable();
     seen.dedup();
-    assert_eq!(seen, (0..29).collect::<Vec<_>>());
+    assert_eq!(seen, (0..30).collect::<Vec<_>>());
     // B-70
     for order in [Order::ZERO, Order::PAGEBLOCK] {
         for migratetype in [MigrateType::HighAtomic, MigrateType::Cma] {

@@ -70,8 +70,8 @@ fn large_sets_keep_a_few_blocks_of_the_middle_orders() {
             rig.put(pfn, order);
             most = most.max(cached_pages(&rig));
         }
-        // B-69: at most eight of them, and the one freed last is the next.
-        assert!(cached_pages(&rig) >= 1 << order && most <= 8 << order, "{order}: {most}");
+        // B-69: at most 24 of them, and the one freed last is the next.
+        assert!(cached_pages(&rig) >= 1 << order && most <= 24 << order, "{order}: {most}");
         let before = normal(&rig).free_pages();
         assert_eq!(rig.get(Gfp::KERNEL, order), blocks.last().copied());
         assert_eq!(normal(&rig).free_pages(), before, "out of the set");
@@ -123,10 +123,14 @@ fn under_pressure_blocks_of_the_middle_orders_are_not_kept() {
     let rig = Rig::small(512 * 512);
     let all = normal(&rig).free_pages();
     let mut blocks = Vec::new();
-    while !normal(&rig).pressed.load(Ordering::Relaxed) {
-        blocks.push(rig.get(Gfp::KERNEL, 8).unwrap());
+    let pressed = || normal(&rig).pressed.load(Ordering::Relaxed);
+    while !pressed() {
+        while !pressed() {
+            blocks.push(rig.get(Gfp::KERNEL, 8).unwrap());
+        }
+        // What the sets held may be enough to go on.
+        rig.drain_all_pages();
     }
-    rig.drain_all_pages();
     let before = normal(&rig).free_pages();
     let pfn = rig.get(Gfp::KERNEL, 5).unwrap();
     assert_eq!(normal(&rig).free_pages(), before - 32, "one, and none to spare");
@@ -260,6 +264,33 @@ fn disabled_sets_hold_nothing_until_enabled() {
     assert!(!rig.drain_all_pages());
     rig.state().unwrap().draining.store(false, Ordering::Relaxed);
     assert!(rig.drain_all_pages());
+}
+
+#[test]
+fn while_an_injector_is_armed_no_request_gets_by_it() {
+    let rig = Rig::small(64 * 512);
+    let all = rig.all_free();
+    let pages: Vec<Pfn> = (0..100).map(|_| rig.get(Gfp::KERNEL, 0).unwrap()).collect();
+    for &pfn in &pages {
+        rig.put(pfn, 0);
+    }
+    let ready = || rig.pop_cached(Gfp::KERNEL, o(0)).map(|pfn| rig.put(pfn, 0)).is_some();
+    assert!(ready());
+    rig.set_injecting(true);
+    assert!(!ready(), "the fast path finds nothing");
+    // The set itself still serves, by the way that asks.
+    let free = normal(&rig).free_pages();
+    let pfn = rig.get(Gfp::KERNEL, 0).unwrap();
+    assert_eq!(normal(&rig).free_pages(), free);
+    rig.put(pfn, 0);
+    // A drain opens nothing.
+    rig.drain_all_pages();
+    let pfn = rig.get(Gfp::KERNEL, 0).unwrap();
+    rig.put(pfn, 0);
+    assert!(!ready());
+    rig.set_injecting(false);
+    assert!(ready());
+    assert_eq!(rig.all_free(), all);
 }
 
 #[test]

@@ -49,6 +49,11 @@ impl Entry {
         Self(self.0 & !(Self::READ | Self::WRITE | Self::EXECUTE) | bits)
     }
 
+    /// Another frame with the same protection.
+    pub(super) fn with_frame(self, pfn: Pfn) -> Self {
+        Self(self.0 & ((1 << PAGE_SHIFT) - 1) | pfn.0 << PAGE_SHIFT)
+    }
+
     /// The frame, if there is one.
     pub(super) fn frame(self) -> Option<Pfn> {
         (self != Self::NONE && self != Self::LOST).then_some(Pfn(self.0 >> PAGE_SHIFT))

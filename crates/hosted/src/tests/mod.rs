@@ -2,6 +2,8 @@
 
 #[cfg(loom)]
 mod loom;
+#[cfg(loom)]
+mod loom_movable;
 
 #[cfg(not(loom))]
 mod cpu;
@@ -12,8 +14,16 @@ mod heap;
 #[cfg(not(loom))]
 mod machine;
 #[cfg(not(loom))]
+mod movable;
+#[cfg(not(loom))]
+mod pagers;
+#[cfg(not(loom))]
 mod plan;
 #[cfg(not(loom))]
 mod ram;
 #[cfg(not(loom))]
 mod space;
+#[cfg(not(loom))]
+mod zram;
+#[cfg(not(loom))]
+mod zswap;

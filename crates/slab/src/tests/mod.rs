@@ -1,7 +1,10 @@
 //! Tests of the crate, on a machine made of host memory.
 
 mod env;
+mod ledger;
 
+#[cfg(not(loom))]
+mod account;
 #[cfg(not(loom))]
 mod basic;
 #[cfg(not(loom))]
@@ -26,6 +29,8 @@ mod info;
 mod inject;
 #[cfg(loom)]
 mod loom;
+#[cfg(loom)]
+mod loom_account;
 #[cfg(loom)]
 mod loom_walk;
 #[cfg(not(loom))]
