@@ -1,6 +1,8 @@
 //! The rows of the contract on the hosted machine, each by its name.
 
 mod caches;
+mod compressed;
+mod contiguous;
 mod flags;
 mod freeing;
 mod kmalloc;

@@ -34,6 +34,14 @@ static PINNED: AtomicBool = AtomicBool::new(false);
 #[derive(Clone, Copy)]
 pub(crate) struct OneCpu(&'static AtomicBool);
 
+impl OneCpu {
+    /// The CPU that a flag stands for: set while somebody is on it.
+    #[allow(dead_code, reason = "the file is part of two test programs")]
+    pub(crate) const fn new(taken: &'static AtomicBool) -> Self {
+        Self(taken)
+    }
+}
+
 // SAFETY: a thread that pins owns the CPU until it unpins (1, 3); nothing interrupts it (2, 4); the barrier
 // waits until it has had the CPU to itself (5).
 unsafe impl Cpu for OneCpu {

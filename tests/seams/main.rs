@@ -2,10 +2,14 @@
 //! allocator.
 
 mod board;
+mod compressed;
+mod contiguous;
+mod estate;
 mod foreign;
 mod global;
 mod init;
 mod memory_of_either_kind;
+mod paying;
 mod threads;
 mod views;
 

@@ -9,6 +9,7 @@ mod forward;
 mod loom;
 mod matrix;
 mod process;
+mod sizes;
 mod source;
 mod steps;
 mod table;
@@ -60,6 +61,8 @@ enum Command {
     NoStd,
     /// Build the kernel of `tests/kernel` and boot it in an emulator.
     Boot(boot::Options),
+    /// What each crate alone adds to an image.
+    Sizes,
     /// Measure kmem beside its peers.
     #[command(disable_help_flag = true)]
     Bench {
@@ -102,6 +105,7 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Features => matrix::features(&workspace),
         Command::NoStd => matrix::no_std(&workspace),
         Command::Boot(options) => boot::run(&workspace, &options),
+        Command::Sizes => sizes::run(&workspace),
         Command::Bench { args } => forward::bench(&workspace, &args),
         Command::Fuzz { args } => forward::fuzz(&workspace, &args),
     }

@@ -361,23 +361,26 @@ impl<'a> Block<'a> {
         let word = self.free.put_bits(offset, mask)?;
         fence_after_rmw();
         let record = self.record();
-        if outgrows(word, mask, record.filed()) {
-            self.grow(offset, word);
-        }
-        if record.is_special() {
-            self.recount();
+        if outgrows(word, mask, record.filed()) || record.is_special() {
+            self.follow_put(offset, word, mask);
         }
         Ok(())
     }
 
-    /// The word of `offset`, as it was a moment ago, holds more than the pageblock was filed under.
+    /// The word of `offset`, as it was a moment ago, may hold more than the pageblock was filed under, or is counted apart.
     #[cold]
     #[inline(never)]
-    fn grow(&self, offset: u32, word: u64) {
-        let filed = self.record().filed();
-        let merged = if word == u64::MAX { self.free.merged_words(offset, WORD_ORDER) } else { filed };
-        if merged + 1 > filed {
-            self.raise(merged);
+    fn follow_put(self, offset: u32, word: u64, mask: u64) {
+        let record = self.record();
+        let filed = record.filed();
+        if outgrows(word, mask, filed) {
+            let merged = if word == u64::MAX { self.free.merged_words(offset, WORD_ORDER) } else { filed };
+            if merged + 1 > filed {
+                self.raise(merged);
+            }
+        }
+        if record.is_special() {
+            self.recount();
         }
     }
 

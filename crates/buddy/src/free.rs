@@ -194,22 +194,30 @@ impl<E: BuddyEnv> Buddy<E> {
         }
         let mut freed = 0;
         let mut place: Option<Place<'_>> = None;
-        let mut rest = entries.iter().copied().peekable();
-        while let Some(pfn) = rest.next() {
+        let mut rest = &*entries;
+        while let [pfn, behind @ ..] = rest {
+            rest = behind;
             let word = pfn / 64;
             let mut mask = 1u64 << (pfn % 64);
+            let mut nr = 1;
             // Neighbours that were freed one after the other go back together.
-            while let Some(next) = rest.next_if(|&next| next / 64 == word && mask >> (next % 64) & 1 == 0) {
-                mask |= 1 << (next % 64);
+            while let [next, behind @ ..] = rest {
+                let bit = 1 << (next % 64);
+                if next / 64 != word || mask & bit != 0 {
+                    break;
+                }
+                mask |= bit;
+                nr += 1;
+                rest = behind;
             }
-            freed += self.put_run(state, &mut place, word, mask);
+            freed += self.put_run(state, &mut place, word, mask, nr);
         }
         freed
     }
 
-    /// Puts single frames of one word back. Returns how many.
+    /// Puts `nr` single frames of one word back. Returns how many.
     #[inline(always)]
-    fn put_run<'s>(&self, state: &'s State, place: &mut Option<Place<'s>>, word: u64, mask: u64) -> i64 {
+    fn put_run<'s>(&self, state: &'s State, place: &mut Option<Place<'s>>, word: u64, mask: u64, nr: i64) -> i64 {
         let number = word >> (FRAMES_SHIFT - WORD_ORDER);
         let block = match place.as_ref().and_then(|place| place.block(number)) {
             Some(block) => block,
@@ -222,15 +230,15 @@ impl<E: BuddyEnv> Buddy<E> {
         let offset = (word * 64 % u64::from(FRAMES)) as u32;
         let record = block.record();
         if record.0 & (Record::TAILS | Record::GAPS) == 0 && block.put_bits(offset, mask).is_ok() {
-            return i64::from(mask.count_ones());
+            return nr;
         }
-        self.put_each(state, &block, offset, mask)
+        self.put_each(state, block, offset, mask)
     }
 
     /// The careful form: frame by frame, each checked.
     #[cold]
     #[inline(never)]
-    fn put_each(&self, state: &State, block: &Block<'_>, offset: u32, mask: u64) -> i64 {
+    fn put_each(&self, state: &State, block: Block<'_>, offset: u32, mask: u64) -> i64 {
         // Most often the pageblock merely has tails or gaps somewhere else.
         let tails = block.tail_line().word(offset).load(Ordering::Acquire);
         let next = if offset + 64 < FRAMES { u64::from(block.tail_line().is_set(offset + 64)) << 63 } else { 0 };
@@ -248,7 +256,7 @@ impl<E: BuddyEnv> Buddy<E> {
             let at = offset + left.trailing_zeros();
             left &= left - 1;
             let pfn = Pfn(block.first_frame().0 + u64::from(at));
-            match put_checked(block, pfn, Order::ZERO) {
+            match put_checked(&block, pfn, Order::ZERO) {
                 Ok(()) => freed += 1,
                 Err(error) => self.report_bad_free(state, error),
             }

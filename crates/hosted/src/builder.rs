@@ -11,6 +11,7 @@ use kmem_slab::SlabConfig;
 use crate::grow::{self, Rest};
 use crate::host::{Host, HostOptions};
 use crate::machine::{Machine, Parts};
+use crate::memory::{MemoryError, ReclaimOptions};
 use crate::movable::Compactor;
 use crate::ram::{Mapping, Ram};
 use crate::space::{Space, default_budget};
@@ -45,6 +46,9 @@ pub enum BootError {
     /// The host offers no way to make a barrier on all CPUs.
     #[error("neither membarrier nor sched_setaffinity may be used here")]
     Barrier(#[source] std::io::Error),
+    /// Reclaim could not be set up.
+    #[error(transparent)]
+    Reclaim(#[from] MemoryError),
     /// The host refuses a thread for background compaction.
     #[error("no thread for background compaction")]
     Thread(#[source] std::io::Error),
@@ -68,6 +72,7 @@ pub struct MachineBuilder {
     lingering: bool,
     reports: Reports,
     reclaimer: Option<&'static (dyn Reclaimer + Sync)>,
+    reclaim: Option<ReclaimOptions>,
     compaction: bool,
     kcompactd: bool,
     pub(crate) tunables: Tunables,
@@ -118,6 +123,7 @@ impl MachineBuilder {
             lingering: false,
             reports: Reports::Stderr,
             reclaimer: None,
+            reclaim: None,
             compaction: true,
             kcompactd: false,
             tunables: Tunables::default(),
@@ -193,6 +199,13 @@ impl MachineBuilder {
     /// What is asked when pages run short; nobody unless given.
     pub fn reclaimer(mut self, reclaimer: &'static (dyn Reclaimer + Sync)) -> Self {
         self.reclaimer = Some(reclaimer);
+        self
+    }
+
+    /// Reclaims for real: page lists, kswapd, swap, memory cgroups, the OOM killer. Unless given, nobody does. A
+    /// [reclaimer](Self::reclaimer) that is given as well goes first.
+    pub fn reclaim(mut self, options: ReclaimOptions) -> Self {
+        self.reclaim = Some(options);
         self
     }
 
@@ -300,6 +313,9 @@ impl MachineBuilder {
                 let compactor = parts.add_compactor(kmem, Compactor::new(kmem.pages(), self.nodes), self.compaction);
                 if self.kcompactd {
                     compactor.start().map_err(BootError::Thread)?;
+                }
+                if let Some(options) = &self.reclaim {
+                    parts.add_memory(kmem, options, self.compaction)?;
                 }
                 Ok(Machine::new(kmem, parts))
             }

@@ -129,6 +129,9 @@ impl HostCpu {
     #[cold]
     #[inline(never)]
     fn find_cpu(&self) -> Option<CpuId> {
+        if thread::with(|thread| thread.is_service.get()) {
+            return None;
+        }
         let denied = thread::with(|thread| thread.denied_by.get() == self.base);
         if denied && !self.table.may_have_free() {
             return None;

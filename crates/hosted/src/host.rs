@@ -14,6 +14,7 @@
 use core::fmt;
 use std::sync::OnceLock;
 
+use kmem::MmReclaimer;
 use kmem_gfp::{
     AllocContext, CompactOutcome, CompactPriority, FlatFrameTable, FrameTable, MovableOwner, NodeId, OomOutcome, Order,
     OwnerTag, Pfn, ReclaimRequest, Reclaimer, TaskFlags, ZoneKind,
@@ -25,10 +26,11 @@ use crate::builder::Tunables;
 use crate::context::{self, ReportSink, Reports};
 use crate::grace::{EpochGrace, SlotCpu};
 use crate::grow::Rest;
+use crate::memory::HostMemory;
 use crate::movable::{Compactor, Movable};
 use crate::ram::Ram;
 use crate::space::HostSpace;
-use crate::sys;
+use crate::{HostCpu, sys};
 
 /// The running host thread as a task of the machine.
 #[derive(Debug)]
@@ -68,6 +70,7 @@ impl<C: Cpu> AllocContext for HostContext<C> {
         self.cpu.try_pin().map_or(NodeId(0), |cpu| self.node_of(cpu))
     }
     fn yield_now(&self) {
+        crate::memory::deliver_signals();
         sys::sched_yield();
     }
     fn now_ms(&self) -> u64 {
@@ -83,6 +86,8 @@ impl<C: Cpu> AllocContext for HostContext<C> {
 pub struct HostReclaimer {
     given: Option<&'static (dyn Reclaimer + Sync)>,
     rest: OnceLock<&'static Rest>,
+    /// Reclaim of the machine itself, once it is installed.
+    mm: MmReclaimer<Host<HostCpu>>,
     compactor: OnceLock<&'static Compactor>,
 }
 
@@ -99,15 +104,37 @@ impl HostReclaimer {
         let _ = self.rest.set(rest);
     }
 
+    /// Reclaim of the machine itself.
+    #[inline(always)]
+    pub(crate) fn mm(&self) -> &MmReclaimer<Host<HostCpu>> {
+        &self.mm
+    }
+
+    /// Whoever reclaims here.
+    fn who(&self) -> Option<&dyn Reclaimer> {
+        match self.given {
+            Some(given) => Some(given),
+            None if self.mm.can_reclaim() => Some(&self.mm),
+            None => None,
+        }
+    }
+
     /// Says who compacts on behalf of requests, if the given reclaimer does not.
     pub(crate) fn set_compactor(&self, compactor: &'static Compactor) {
         // As above.
         let _ = self.compactor.set(compactor);
     }
 
-    /// The given reclaimer, if it compacts.
-    fn given_compactor(&self) -> Option<&'static (dyn Reclaimer + Sync)> {
-        self.given.filter(|reclaimer| reclaimer.can_compact())
+    /// Whoever reclaims, if it compacts.
+    fn compacting(&self) -> Option<&dyn Reclaimer> {
+        self.who().filter(|reclaimer| reclaimer.can_compact())
+    }
+
+    /// Wakes background compaction, if there is any.
+    pub(crate) fn wake_compactor(&self, node: NodeId, order: Order, ceiling: ZoneKind) {
+        if let Some(compactor) = self.compactor.get() {
+            compactor.wake(node, order, ceiling);
+        }
     }
 
     fn add_memory(&self, node: NodeId) -> usize {
@@ -117,14 +144,14 @@ impl HostReclaimer {
 
 impl Reclaimer for HostReclaimer {
     fn can_reclaim(&self) -> bool {
-        self.given.is_some_and(|reclaimer| reclaimer.can_reclaim())
+        self.who().is_some_and(|reclaimer| reclaimer.can_reclaim())
     }
     #[inline]
     fn wake_background(&self, node: NodeId, request: &ReclaimRequest) {
         if self.add_memory(node) > 0 {
             return;
         }
-        match (self.given, self.compactor.get()) {
+        match (self.who(), self.compactor.get()) {
             // Its background reclaim wakes the compaction daemon when its own work is done.
             (Some(reclaimer), _) if reclaimer.can_reclaim() => reclaimer.wake_background(node, request),
             (_, Some(compactor)) if request.order > Order::ZERO => compactor.wake(node, request.order, request.ceiling),
@@ -133,7 +160,7 @@ impl Reclaimer for HostReclaimer {
     }
     fn reclaim(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> usize {
         match self.add_memory(request.node) {
-            0 => self.given.map_or(0, |reclaimer| reclaimer.reclaim(context, request)),
+            0 => self.who().map_or(0, |reclaimer| reclaimer.reclaim(context, request)),
             added => added,
         }
     }
@@ -143,20 +170,23 @@ impl Reclaimer for HostReclaimer {
         request: &ReclaimRequest,
         priority: CompactPriority,
     ) -> CompactOutcome {
-        match (self.given_compactor(), self.compactor.get()) {
+        match (self.compacting(), self.compactor.get()) {
             (Some(reclaimer), _) => reclaimer.compact(context, request, priority),
             (None, Some(compactor)) => compactor.compact(context, request, priority),
             (None, None) => CompactOutcome::Skipped,
         }
     }
     fn can_compact(&self) -> bool {
-        self.given_compactor().is_some() || self.compactor.get().is_some()
+        self.compacting().is_some() || self.compactor.get().is_some()
     }
     fn reclaimable_pages(&self, node: NodeId, zone: ZoneKind) -> u64 {
-        self.given.map_or(0, |reclaimer| reclaimer.reclaimable_pages(node, zone))
+        self.who().map_or(0, |reclaimer| reclaimer.reclaimable_pages(node, zone))
     }
     fn out_of_memory(&self, context: &dyn AllocContext, request: &ReclaimRequest) -> OomOutcome {
-        self.given.map_or(OomOutcome::NoVictim, |reclaimer| reclaimer.out_of_memory(context, request))
+        let outcome = self.who().map_or(OomOutcome::NoVictim, |reclaimer| reclaimer.out_of_memory(context, request));
+        // The victim may be the one who asked.
+        crate::memory::deliver_signals();
+        outcome
     }
 }
 
@@ -202,6 +232,8 @@ pub struct Host<C> {
     pub(crate) tunables: Tunables,
     pub(crate) ram: &'static Ram,
     pub(crate) space: HostSpace,
+    /// Pages with contents, swap, tasks: set if the machine reclaims.
+    pub(crate) memory: OnceLock<&'static HostMemory>,
     pub(crate) movable: Movable<C>,
     owners: Owners,
     /// Page requests up to and including the one that fails; zero: none does.
@@ -217,10 +249,16 @@ impl<C: SlotCpu + Copy> Host<C> {
             table: *ram.table(),
             context: HostContext { cpu, nodes, reports: ReportSink::new(reports) },
             grace: EpochGrace::new(cpu),
-            reclaimer: HostReclaimer { given: reclaimer, rest: OnceLock::new(), compactor: OnceLock::new() },
+            reclaimer: HostReclaimer {
+                given: reclaimer,
+                rest: OnceLock::new(),
+                mm: MmReclaimer::new(),
+                compactor: OnceLock::new(),
+            },
             tunables,
             ram,
             space: HostSpace::NONE,
+            memory: OnceLock::new(),
             movable: Movable::new(cpu, *ram.table()),
             owners: Owners([const { OnceLock::new() }; 8]),
             fail_in: AtomicU64::new(0),

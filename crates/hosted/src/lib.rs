@@ -7,6 +7,7 @@
 //! - `context`: tasks, interrupts, reports;
 //! - `movable`: memory that is moved while it is in use, and who compacts;
 //! - `host`, `platform`: these parts as kmem wants them; `builder`, `machine`, `grow`: a machine, its boot, memory added later;
+//! - `memory`: memory under pressure: reclaim, pages with contents, swap, tasks;
 //! - `compress`, `zram`, `zswap`: compressed memory: a block device, a cache in front of swap;
 //! - `heap`: the global heap of an ordinary program; `release`: free memory back to the host;
 //! - `sys`: the host's system calls.
@@ -26,6 +27,7 @@ mod grow;
 mod heap;
 mod host;
 mod machine;
+mod memory;
 mod movable;
 mod plan;
 mod platform;
@@ -54,6 +56,10 @@ pub use grace::{EpochGrace, RcuReadGuard};
 pub use heap::{HeapCpu, HostedAlloc};
 pub use host::{Host, HostContext, HostReclaimer};
 pub use machine::Machine;
+pub use memory::{
+    Access, HostMm, HostPark, MemoryError, PageStore, PageStoreStats, ReclaimOptions, StoreError, Swap, SwapFull, Task,
+    TaskStats, current_task_killed,
+};
 pub use movable::{MovableError, MovableMemory, MovableStats, MoveFailure, PageMut, PageRef};
 pub use plan::{MAX_NODES, MIN_RAM_BYTES, MemoryPlan, PlanError, Range, ZoneSplit};
 pub use ram::{MapError, RamBacking};

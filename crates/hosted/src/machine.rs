@@ -13,6 +13,7 @@ use crate::cpu::BindError;
 use crate::grace::{EpochGrace, RcuReadGuard};
 use crate::grow::Rest;
 use crate::host::Host;
+use crate::memory::{HostMemory, MemoryError, ReclaimOptions};
 use crate::movable::{Compactor, MovableError, MovableMemory, MovableStats, MoveFailure};
 use crate::ram::{Mapping, Ram};
 use crate::release::release_free;
@@ -38,6 +39,8 @@ pub(crate) struct Parts {
     rest: *mut Rest,
     /// The vmalloc window; null if there is none.
     space: *mut Space,
+    /// Reclaim; null if there is none.
+    memory: *mut HostMemory,
     /// Who compacts; null before the allocators have started.
     compactor: *mut Compactor,
 }
@@ -57,6 +60,7 @@ impl Parts {
             books: None,
             rest: core::ptr::null_mut(),
             space: core::ptr::null_mut(),
+            memory: core::ptr::null_mut(),
             compactor: core::ptr::null_mut(),
         }
     }
@@ -76,6 +80,20 @@ impl Parts {
         self.rest = Box::into_raw(Box::new(rest));
         // SAFETY: just made; it lives as long as the machine.
         kmem.platform().reclaimer().set_rest(unsafe { &*self.rest });
+    }
+
+    /// Adds reclaim and starts its threads.
+    pub(crate) fn add_memory(
+        &mut self,
+        kmem: &'static Kmem<Host<HostCpu>>,
+        options: &ReclaimOptions,
+        compaction: bool,
+    ) -> Result<(), MemoryError> {
+        // SAFETY: dropped below, after the threads have stopped; by the contract of `shut_down` nothing is used any more.
+        self.memory = Box::into_raw(unsafe { HostMemory::new(kmem, options, compaction) }?);
+        // SAFETY: just made; it lives as long as the machine.
+        unsafe { &*self.memory }.start(options)?;
+        Ok(())
     }
 
     /// Adds whoever compacts: on behalf of requests if that is `asked`, and in the background when it is started.
@@ -110,6 +128,9 @@ impl Drop for Parts {
     fn drop(&mut self) {
         // SAFETY: boxes of ours that nothing refers to any more (type invariant). A cell does not drop what is in it.
         unsafe {
+            if let Some(memory) = self.memory.as_ref() {
+                memory.stop();
+            }
             if let Some(compactor) = self.compactor.as_ref() {
                 compactor.stop();
             }
@@ -117,6 +138,9 @@ impl Drop for Parts {
                 cpu.retire();
             }
             drop(Box::from_raw(self.cell));
+            if !self.memory.is_null() {
+                drop(Box::from_raw(self.memory));
+            }
             drop(Box::from_raw(self.table));
             drop(Box::from_raw(self.slots));
             // Refers to the memory.

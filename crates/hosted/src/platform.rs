@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use kmem::Platform;
 use kmem_buddy::BuddyOptions;
-use kmem_gfp::{FlatFrameTable, Gfp, MovableOwner, NodeId, Order, Pfn, PfnRange};
+use kmem_gfp::{FlatFrameTable, Gfp, MovableOwner, NodeId, Order, Pfn, PfnRange, ReclaimRequest};
 use kmem_kmalloc::KmallocConfig;
 use kmem_slab::SlabConfig;
 use kmem_sync::{Cpu, CpuId};
@@ -68,6 +68,32 @@ impl Platform for Host<HostCpu> {
     }
     fn node_has_cpus(&self, node: NodeId) -> bool {
         (0..self.cpu.nr_cpus()).any(|cpu| self.context.node_of(CpuId(cpu)) == node)
+    }
+    const CHARGES: bool = true;
+
+    fn charge(&self, gfp: Gfp, pfn: Pfn, order: Order) -> bool {
+        self.reclaimer.mm().get().is_none_or(|mm| mm.charge_pages(gfp, pfn, order))
+    }
+    #[inline(always)]
+    fn uncharge(&self, pfn: Pfn, order: Order) {
+        self.reclaimer.mm().uncharge(pfn, order);
+    }
+    fn background_running(&self, node: NodeId) -> bool {
+        self.reclaimer.mm().get().is_some_and(|mm| mm.background_running(node))
+    }
+    fn reclaim_node(&self, node: NodeId, request: &ReclaimRequest) -> bool {
+        self.reclaimer.mm().get().is_some_and(|mm| mm.reclaim_node(node, request))
+    }
+    fn high_mark_restored(&self, node: NodeId) {
+        if let Some(mm) = self.reclaimer.mm().get() {
+            mm.high_mark_restored(node);
+        }
+    }
+    fn reclaim_counter(&self, node: NodeId, name: &str) -> Option<u64> {
+        self.reclaimer.mm().get()?.node_counter(node, name)
+    }
+    fn reclaim_event(&self, name: &str) -> Option<u64> {
+        self.reclaimer.mm().get()?.event(name)
     }
     fn movable_owner(&self, pfn: Pfn) -> Option<&dyn MovableOwner> {
         self.owner_of(pfn)

@@ -52,6 +52,14 @@ pub(crate) fn now_ms() -> u64 {
     (now.tv_sec as u64).wrapping_mul(1000).wrapping_add(now.tv_nsec as u64 / 1_000_000)
 }
 
+/// Microseconds of a monotonic clock.
+pub(crate) fn now_us() -> u64 {
+    let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: as above.
+    let _ = unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
+    (now.tv_sec as u64).wrapping_mul(1_000_000).wrapping_add(now.tv_nsec as u64 / 1000)
+}
+
 /// Writes to standard error, once, ignoring failure.
 pub(crate) fn write_stderr(bytes: &[u8]) {
     let _ = keeping_errno(|| {

@@ -38,6 +38,8 @@ pub(crate) struct ThreadWords {
     /// The machine (by the base of its CPU numbers) that had no CPU for this thread when it last asked.
     pub(crate) denied_by: Cell<u64>,
     token: Cell<u64>,
+    /// Whether the thread serves a machine and is none of its CPUs.
+    pub(crate) is_service: Cell<bool>,
     /// Whether the thread ever owned a CPU of a machine that is not the heap.
     pub(crate) met_machines: Cell<bool>,
 }
@@ -53,6 +55,7 @@ thread_local! {
             spins: Cell::new(0),
             denied_by: Cell::new(NO_MACHINE_CPU),
             token: Cell::new(0),
+            is_service: Cell::new(false),
             met_machines: Cell::new(false),
         }
     };

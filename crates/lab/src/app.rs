@@ -41,6 +41,7 @@ pub fn run<B: Bench>(bench: &B, cli: Cli) -> Result<bool, LabError> {
         Some(Command::Replay { file, options }) => report(bench, &input(&file), &options),
         Some(Command::Lru { options }) => crate::lru::run(&options).map(|()| true),
         Some(Command::Machine { file, view, options }) => {
+        Some(Command::Zram { options }) => crate::zram::run(&options),
             let input = file.map_or(bundled::BOOT, |f| self::input(&f));
             machine(bench, &input, view.as_deref(), &options)
         }
@@ -140,7 +141,8 @@ fn watched<B: Bench>(
     Ok((outcome?, shape))
 }
 
-fn target() -> ProgressDrawTarget {
+/// Where progress bars go: nowhere, unless somebody watches.
+pub(crate) fn target() -> ProgressDrawTarget {
     if std::io::stderr().is_terminal() && std::io::stdout().is_terminal() {
         ProgressDrawTarget::stderr()
     } else {

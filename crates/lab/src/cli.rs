@@ -38,6 +38,12 @@ pub enum Command {
         #[command(flatten)]
         options: crate::lru::LruOptions,
     },
+    /// Store real files in a compressed block device, page by page, beside what Linux's zram and zsmalloc did.
+    Zram {
+        /// What, and how.
+        #[command(flatten)]
+        options: crate::zram::ZramOptions,
+    },
     /// Replay a trace and print the machine's views in the kernel's formats: buddyinfo, zoneinfo, slabinfo, pagetypeinfo, vmstat,
     /// vmallocinfo.
     Machine {

@@ -15,6 +15,7 @@ pub mod report;
 pub mod target;
 pub mod trace;
 
+pub mod zram;
 /// Why a replay does not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
@@ -39,6 +40,23 @@ pub enum LabError {
     #[error("the replay was given up")]
     Stopped,
     /// There is no view of this name.
+    /// A file cannot be read.
+    #[error("cannot read {path}: {why}")]
+    Read {
+        /// The file.
+        path: String,
+        /// What the system said.
+        why: std::io::Error,
+    },
+    /// The files have no bytes to store.
+    #[error("the files are empty")]
+    NoPages,
+    /// The compressed device cannot be set up.
+    #[error("the device: {0}")]
+    Device(String),
+    /// The compressed device does not take or give a page.
+    #[error("the device: {0}")]
+    Zram(#[from] kmem_hosted::ZramError),
     #[error("no view {name:?}; there are {known}")]
     NoView {
         /// What was asked for.

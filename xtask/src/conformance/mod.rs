@@ -25,14 +25,14 @@ use std::collections::BTreeMap;
 use verdicts::{Ruling, Verdict};
 
 /// The families whose every fact must be classified: those that the crates of this workspace serve.
-pub(crate) const FAMILIES: [&str; 16] =
-    ["G", "S", "B", "C", "SL", "KM", "VM", "KV", "RC", "UC", "MP", "DB", "D", "R", "O", "A"];
+pub(crate) const FAMILIES: [&str; 18] =
+    ["G", "S", "B", "C", "M", "SL", "KM", "VM", "KV", "RC", "UC", "MP", "DB", "D", "R", "O", "A", "ZS"];
 
 /// The contract rows that must be tested.
 pub(crate) const ROWS: &[&str] = &[
     "G01", "G02", "G03", "G04", "G05", "G06", "G07", "G08", "G09", "H01", "H02", "H03", "H04", "H05", "H06", "H07",
-    "K01", "K02", "K03", "K04", "K05", "K06", "V01", "V02", "C01", "C02", "C03", "P01", "F01", "F02", "F03", "F04",
-    "F05", "F06",
+    "K01", "K02", "K03", "K04", "K05", "K06", "V01", "V02", "C01", "C02", "C03", "P01", "P02", "P03", "F01", "F02",
+    "F03", "F04", "F05", "F06",
 ];
 
 /// What to print.

@@ -31,8 +31,14 @@ impl<P: ReclaimPlatform> MemcgEnv for ReclaimSide<P> {
         self.platform().in_group_oom()
     }
     fn reclaim(&self, group: GroupId, pages: u64, gfp: Gfp) -> u64 {
-        let how = GroupReclaim::default();
-        self.mm().engine.reclaim_group(self.platform().context(), group, pages, gfp, how)
+        let (mm, how) = (self.mm(), GroupReclaim::default());
+        let freed = mm.engine.reclaim_group(self.platform().context(), group, pages, gfp, how);
+        if freed > 0 {
+            return freed;
+        }
+        // The last pages may lie in other CPUs' batches.
+        mm.lists.drain_all();
+        mm.engine.reclaim_group(self.platform().context(), group, pages, gfp, how)
     }
     fn out_of_memory(&self, group: GroupId, gfp: Gfp, order: Order) -> OomOutcome {
         let mm = self.mm();

@@ -143,16 +143,20 @@ impl<P: ReclaimPlatform> Mm<P> {
             "nr_isolated_file" => counts.isolated_file,
             "nr_anon_pages" => counts.inactive_anon.saturating_add(counts.active_anon),
             "nr_file_pages" => counts.inactive_file.saturating_add(counts.active_file),
-            _ => return None,
+            _ => return self.engine.node_stats(node).get(own_event(name)?).into(),
         })
     }
 
     /// For [`Platform::reclaim_event`](crate::Platform::reclaim_event).
     pub fn event(&self, name: &str) -> Option<u64> {
-        let event = ReclaimEvent::ALL.into_iter().find(|event| event.name() == name);
-        // The page allocator counts what came of node reclaim itself.
-        event
-            .filter(|event| !matches!(event, ReclaimEvent::NodeReclaimSuccess | ReclaimEvent::NodeReclaimFailed))
-            .map(|event| self.engine.stats().get(event))
+        own_event(name).map(|event| self.engine.stats().get(event))
     }
+}
+
+/// The engine's event of that name. What came of node reclaim the page allocator counts itself.
+fn own_event(name: &str) -> Option<ReclaimEvent> {
+    let counted = |event: &ReclaimEvent| {
+        event.name() == name && !matches!(event, ReclaimEvent::NodeReclaimSuccess | ReclaimEvent::NodeReclaimFailed)
+    };
+    ReclaimEvent::ALL.into_iter().find(counted)
 }

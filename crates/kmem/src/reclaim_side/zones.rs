@@ -58,6 +58,7 @@ impl<P: ReclaimPlatform> Zones for ReclaimSide<P> {
         u32::try_from(self.zone(node, zone)?.fragmentation_index(order)).ok()
     }
     fn drain(&self) {
+        self.mm().lists.drain_all();
         self.kmem.pages.drain_all_pages();
     }
     fn wake_compaction(&self, node: NodeId, order: Order, ceiling: ZoneKind) {

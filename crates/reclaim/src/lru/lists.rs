@@ -215,6 +215,8 @@ impl<E: LruEnv, P: Policy> Drop for Lists<E, P> {
 
 impl<E: LruEnv, P: Policy> PageLists for Lists<E, P> {
     fn shrink(&self, node: NodeId, group: GroupId, protection: Protection, scan: &mut Scan<'_>) {
+        // What this CPU has just added counts as well.
+        self.drain_local();
         P::shrink(self, node, group, protection, scan);
     }
 

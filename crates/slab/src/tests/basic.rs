@@ -79,3 +79,34 @@ fn misuse_is_an_error_and_leaks() {
     // SAFETY: as above.
     unsafe { assert!(matches!(slabs.free_any(outside), Err(ObjectError::NotSlab { .. }))) };
 }
+
+#[cfg(debug_assertions)]
+#[test]
+fn sleeping_where_it_is_forbidden_is_caught_whatever_is_at_hand() {
+    use core::sync::atomic::Ordering;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use super::{destroy, give, take};
+
+    let slabs = family(1);
+    let cache = slabs.create("things", 64, &CacheArgs::default()).unwrap();
+    let warm = take(&slabs, cache, 4);
+    give(&slabs, cache, warm);
+    slabs.env().context().atomic.store(true, Ordering::Relaxed);
+    let caught = |f: &mut dyn FnMut(Gfp)| {
+        f(Gfp::NOWAIT);
+        f(Gfp::ATOMIC);
+        assert!(catch_unwind(AssertUnwindSafe(|| f(Gfp::KERNEL))).is_err());
+    };
+    let mut objects = [None; 3];
+    let mut free = |object| give(&slabs, cache, [object]);
+    caught(&mut |gfp| free(slabs.alloc(cache, gfp).unwrap()));
+    caught(&mut |gfp| free(slabs.zalloc(cache, gfp).unwrap()));
+    caught(&mut |gfp| free(slabs.alloc_node(cache, gfp, Some(kmem_gfp::NodeId(0))).unwrap()));
+    caught(&mut |gfp| {
+        slabs.alloc_bulk(cache, gfp, &mut objects).unwrap();
+        objects.into_iter().flatten().for_each(&mut free);
+    });
+    slabs.env().context().atomic.store(false, Ordering::Relaxed);
+    destroy(&slabs, cache);
+}

@@ -226,12 +226,14 @@ unsafe impl GracePeriod for TestGrace {
 pub(crate) struct TestContext {
     pub(crate) lines: Mutex<Vec<String>>,
     pub(crate) now: AtomicU64,
+    /// Sleeping is forbidden.
+    pub(crate) atomic: AtomicBool,
     cpus_per_node: u32,
 }
 
 impl AllocContext for TestContext {
     fn task_flags(&self) -> TaskFlags {
-        TaskFlags::empty()
+        if self.atomic.load(Ordering::Relaxed) { TaskFlags::ATOMIC } else { TaskFlags::empty() }
     }
     fn update_task_flags(&self, _set: TaskFlags, _clear: TaskFlags) -> TaskFlags {
         TaskFlags::empty()

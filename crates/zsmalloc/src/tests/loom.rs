@@ -13,6 +13,10 @@ type TestPool = Pool<&'static Machine>;
 
 /// Classes 1024 bytes apart; zspages of one frame and four slots for objects of 1024 bytes.
 fn model(f: impl Fn(&'static Machine, &'static TestPool) + Send + Sync + 'static) {
+    model_with(Config::new(), f);
+}
+
+fn model_with(config: Config, f: impl Fn(&'static Machine, &'static TestPool) + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.max_branches = 100_000;
     builder.preemption_bound = builder.preemption_bound.or(Some(2));
@@ -21,7 +25,7 @@ fn model(f: impl Fn(&'static Machine, &'static TestPool) + Send + Sync + 'static
         let machine: *mut Machine = Box::into_raw(Machine::new(40));
         // SAFETY: just made.
         let machine_ref: &'static Machine = unsafe { &*machine };
-        let config = Config::new().with_chain(4).with_granule(1024);
+        let config = config.with_chain(4).with_granule(1024);
         let pool = Box::into_raw(Box::new(Pool::new(machine_ref, config, Gfp::KERNEL).unwrap()));
         run_on(Some(0));
         // SAFETY: just made.
@@ -242,16 +246,28 @@ fn an_object_freed_on_two_cpus_is_freed_once() {
 
 #[test]
 fn a_free_on_another_cpu_finds_an_object_that_moves() {
-    model(|_, pool| {
+    // A free with a move: whole compaction makes shared zspages of a CPU's before it moves anything.
+    model_with(Config::new().with_moves_per_free(1), |_, pool| {
         let nine = use_second_cpu(pool);
-        let (one, two) = two_sparse(pool);
-        let freer = spawn_on(Some(1), move || pool.free(one).unwrap());
-        pool.compact();
+        let first: Vec<_> = (1..=4).map(|byte| store(pool, byte)).collect();
+        let second: Vec<_> = (5..=8).map(|byte| store(pool, byte)).collect();
+        for handle in [first[0], first[1], second[0]] {
+            pool.free(handle).unwrap();
+        }
+        let (moving, last) = (first[3], second[1]);
+        let freer = spawn_on(Some(1), move || pool.free(moving).unwrap());
+        // Lets the other thread begin, so that both preemptions are left for the middle.
+        thread::yield_now();
+        pool.free(last).unwrap();
         freer.join().unwrap();
-        holds(pool, two, 5);
-        holds(pool, nine, 9);
-        assert_eq!(pool.nr_objects(), 2);
-        for handle in [two, nine] {
+        assert_eq!(pool.free(moving), Err(AccessError::Stale(moving)), "freed once");
+        pool.settle_frees();
+        pool.compact();
+        // No hole is lost: one more fits beside the three that are left.
+        let more = store(pool, 3);
+        assert_eq!((pool.nr_objects(), pool.total_pages()), (5, 2));
+        for (handle, byte) in [(first[2], 3), (second[2], 7), (second[3], 8), (more, 3), (nine, 9)] {
+            holds(pool, handle, byte);
             pool.free(handle).unwrap();
         }
         pool.settle_frees();
@@ -303,21 +319,22 @@ fn a_reader_and_a_free_elsewhere_agree() {
     model(|_, pool| {
         let nine = use_second_cpu(pool);
         let (one, six) = (store(pool, 1), store(pool, 6));
-        let freer = spawn_on(Some(1), move || {
-            pool.free(one).unwrap();
-            pool.settle_frees();
-            store(pool, 2)
-        });
-        match pool.read(one, &mut []) {
+        let reader = spawn_on(None, move || match pool.read(one, &mut []) {
             Ok(guard) => {
+                assert!(guard.iter().all(|&byte| byte == 1));
                 thread::yield_now();
                 assert!(guard.iter().all(|&byte| byte == 1), "{} instead of 1", guard[0]);
             }
             Err(error) => assert_eq!(error, AccessError::Stale(one)),
-        }
-        let two = freer.join().unwrap();
-        let three = store(pool, 3);
-        for (handle, byte) in [(two, 2), (three, 3), (six, 6), (nine, 9)] {
+        });
+        // This thread is first on the one CPU and then on the other, so that the slot is used again at once.
+        run_on(Some(1));
+        pool.free(one).unwrap();
+        pool.settle_frees();
+        run_on(Some(0));
+        let two = store(pool, 2);
+        reader.join().unwrap();
+        for (handle, byte) in [(two, 2), (six, 6), (nine, 9)] {
             holds(pool, handle, byte);
             pool.free(handle).unwrap();
         }
@@ -329,19 +346,19 @@ fn a_reader_and_a_free_elsewhere_agree() {
 #[test]
 fn an_object_being_stored_is_not_moved() {
     model(|machine, pool| {
-        let (one, _) = two_sparse(pool);
-        let frames: Vec<_> = machine.taken().into_iter().filter(|&pfn| pool.isolate(pfn)).collect();
-        let storer = spawn_on(Some(1), move || store(pool, 3));
-        for frame in frames {
+        let one = store(pool, 1);
+        let frame = object_frame(machine, pool);
+        let mover = spawn_on(Some(1), move || {
             let target = machine.alloc_pages(Gfp::KERNEL, Order::ZERO, None).unwrap();
             let moved = pool.migrate(frame, target).is_ok();
             if !moved {
                 pool.put_back(frame);
             }
             give(machine, if moved { frame } else { target });
-        }
-        let three = storer.join().unwrap();
+        });
+        let two = store(pool, 2);
+        mover.join().unwrap();
         holds(pool, one, 1);
-        holds(pool, three, 3);
+        holds(pool, two, 2);
     });
 }
