@@ -14,7 +14,7 @@
 
 use core::ptr;
 
-use kmem_sync::atomic::{AtomicU32, Ordering};
+use kmem_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kmem_sync::{Cpu, IrqLock, const_fn};
 
 use crate::backend::Locking;
@@ -68,13 +68,39 @@ pub(crate) struct Barn {
     lists: IrqLock<Lists>,
     nr_full: AtomicU32,
     nr_empty: AtomicU32,
+    /// How full the barn should be: see [`Wanted`]. One word, changed by a load and a store: a race loses a step.
+    wanted: AtomicU64,
+}
+
+/// How full a barn should be. Packed as `earned │ spilled │ demand`, 20, 20 and 24 bits.
+#[derive(Clone, Copy)]
+struct Wanted {
     /// How many full sheaves are worth keeping, in quarters: each refill from slabs adds one whole, each overflow takes a
     /// quarter away.
-    demand: AtomicU32,
+    demand: u32,
     /// Full sheaves that went to the slabs for want of room and that no refill has missed so far.
-    spilled: AtomicU32,
+    spilled: u32,
     /// Sheaves beyond the limit that repeated bursts have earned.
-    earned: AtomicU32,
+    earned: u32,
+}
+
+impl Wanted {
+    const DEMAND: u32 = (1 << 24) - 1;
+    const COUNT: u32 = (1 << 20) - 1;
+
+    const fn unpacked(word: u64) -> Self {
+        Self {
+            demand: word as u32 & Self::DEMAND,
+            spilled: (word >> 24) as u32 & Self::COUNT,
+            earned: (word >> 44) as u32 & Self::COUNT,
+        }
+    }
+
+    fn packed(self) -> u64 {
+        self.demand.min(Self::DEMAND) as u64
+            | (self.spilled.min(Self::COUNT) as u64) << 24
+            | (self.earned.min(Self::COUNT) as u64) << 44
+    }
 }
 
 /// Overflows that make the barn smaller by one sheaf.
@@ -91,42 +117,42 @@ impl Barn {
                 lists: IrqLock::new(Lists { full: Stack::new(), empty: Stack::new() }),
                 nr_full: AtomicU32::new(0),
                 nr_empty: AtomicU32::new(0),
-                demand: AtomicU32::new(limit.saturating_mul(PATIENCE)),
-                spilled: AtomicU32::new(0),
-                earned: AtomicU32::new(0),
+                wanted: AtomicU64::new((limit.saturating_mul(PATIENCE) & Wanted::DEMAND) as u64),
             }
         }
     }
 
+    fn wanted(&self) -> Wanted {
+        Wanted::unpacked(self.wanted.load(Ordering::Relaxed))
+    }
+
     /// How many full sheaves the barn keeps at the moment.
     pub(crate) fn room(&self) -> u32 {
-        self.demand.load(Ordering::Relaxed).div_ceil(PATIENCE)
+        self.wanted().demand.div_ceil(PATIENCE)
     }
 
     /// Notes that objects had to come from slabs: a fuller barn, up to `limit`, would have helped; up to `most` if it had been
-    /// full before. The counts are estimates: a race loses a step.
+    /// full before.
     pub(crate) fn note_refill(&self, limit: u32, most: u32) {
-        let spilled = self.spilled.load(Ordering::Relaxed);
-        let mut earned = self.earned.load(Ordering::Relaxed);
-        if spilled > 0 {
-            self.spilled.store(spilled - 1, Ordering::Relaxed);
-            earned = earned.saturating_add(1).min(most.saturating_sub(limit));
-            self.earned.store(earned, Ordering::Relaxed);
+        let mut wanted = self.wanted();
+        if wanted.spilled > 0 {
+            wanted.spilled -= 1;
+            wanted.earned = (wanted.earned + 1).min(most.saturating_sub(limit));
         }
-        let demand = self.demand.load(Ordering::Relaxed).saturating_add(PATIENCE);
-        let top = limit.saturating_add(earned).saturating_mul(PATIENCE);
-        self.demand.store(demand.min(top), Ordering::Relaxed);
+        let top = limit.saturating_add(wanted.earned).saturating_mul(PATIENCE);
+        wanted.demand = wanted.demand.saturating_add(PATIENCE).min(top);
+        self.wanted.store(wanted.packed(), Ordering::Relaxed);
     }
 
     /// Notes that a full sheaf found no room; returns whether the barn has become too full for what it is used.
     pub(crate) fn note_overflow(&self) -> bool {
-        let spilled = self.spilled.load(Ordering::Relaxed);
-        self.spilled.store(spilled.saturating_add(1), Ordering::Relaxed);
-        let demand = self.demand.load(Ordering::Relaxed);
-        if demand > PATIENCE {
-            self.demand.store(demand - 1, Ordering::Relaxed);
+        let mut wanted = self.wanted();
+        wanted.spilled += 1;
+        if wanted.demand > PATIENCE {
+            wanted.demand -= 1;
         }
-        self.nr_full() > self.room()
+        self.wanted.store(wanted.packed(), Ordering::Relaxed);
+        self.nr_full() > wanted.demand.div_ceil(PATIENCE)
     }
 
     /// Full sheaves, read without the lock.
