@@ -39,9 +39,10 @@ pub fn run<B: Bench>(bench: &B, cli: Cli) -> Result<bool, LabError> {
     match cli.command {
         None => report(bench, &bundled::BOOT, &cli.options),
         Some(Command::Replay { file, options }) => report(bench, &input(&file), &options),
+        Some(Command::Fragment { options }) => crate::fragment::run(&options),
         Some(Command::Lru { options }) => crate::lru::run(&options).map(|()| true),
-        Some(Command::Machine { file, view, options }) => {
         Some(Command::Zram { options }) => crate::zram::run(&options),
+        Some(Command::Machine { file, view, options }) => {
             let input = file.map_or(bundled::BOOT, |f| self::input(&f));
             machine(bench, &input, view.as_deref(), &options)
         }

@@ -44,6 +44,13 @@ pub enum Command {
         #[command(flatten)]
         options: crate::zram::ZramOptions,
     },
+    /// Fragment a machine with a trace's mix of page requests and ask it for large blocks, before and after compaction; free huge
+    /// pages after the trace's page events, beside other page allocators.
+    Fragment {
+        /// How.
+        #[command(flatten)]
+        options: crate::fragment::FragmentOptions,
+    },
     /// Replay a trace and print the machine's views in the kernel's formats: buddyinfo, zoneinfo, slabinfo, pagetypeinfo, vmstat,
     /// vmallocinfo.
     Machine {
@@ -98,7 +105,7 @@ impl Options {
 }
 
 /// `512M`, `2G`, `65536K`, `1048576`: bytes, with binary units.
-fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let shift = match text.get(digits.len()..).map(str::to_ascii_uppercase).as_deref() {
         Some("" | "B") => 0,

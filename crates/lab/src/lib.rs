@@ -5,6 +5,7 @@
 pub mod app;
 pub mod bundled;
 pub mod cli;
+pub mod fragment;
 pub mod hosted;
 pub mod lru;
 pub mod model;
@@ -14,8 +15,8 @@ pub mod replay;
 pub mod report;
 pub mod target;
 pub mod trace;
-
 pub mod zram;
+
 /// Why a replay does not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum LabError {
@@ -39,7 +40,6 @@ pub enum LabError {
     /// The replay was given up without a reason of its own.
     #[error("the replay was given up")]
     Stopped,
-    /// There is no view of this name.
     /// A file cannot be read.
     #[error("cannot read {path}: {why}")]
     Read {
@@ -57,6 +57,7 @@ pub enum LabError {
     /// The compressed device does not take or give a page.
     #[error("the device: {0}")]
     Zram(#[from] kmem_hosted::ZramError),
+    /// There is no view of this name.
     #[error("no view {name:?}; there are {known}")]
     NoView {
         /// What was asked for.

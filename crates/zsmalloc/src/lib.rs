@@ -23,12 +23,15 @@ mod freeing;
 #[forbid(unsafe_code)]
 pub mod geometry;
 mod handle;
+mod inner;
 mod lock_word;
 mod locked;
 mod meta;
 mod migrate;
 mod pool;
 mod released;
+mod runs;
+mod settle;
 mod shard;
 #[forbid(unsafe_code)]
 mod stats;

@@ -23,10 +23,9 @@ use kmem_sync::{Cpu, CpuId, CpuSlot, LocalCounter, Pinned};
 
 use crate::class::{AVAIL_LISTS, Class, Counts, FULL, GROW_LISTS, Handles, Local, NR_LISTS};
 use crate::directory::per_frame;
-use crate::handle::Entry;
 use crate::locked::Locked;
 use crate::meta::Meta;
-use crate::released::Released;
+use crate::settle::Dead;
 use crate::zspage::{Header, NONE, Owner, Zspage};
 use crate::{Corruption, Pool, StoreError, ZsEnv};
 
@@ -83,28 +82,8 @@ impl Shard {
         self.nr_dead as usize >= OUTBOX
     }
 
-    fn take_dead(&mut self) -> Dead {
-        Dead { list: self.dead, nr: core::mem::take(&mut self.nr_dead) as usize }
-    }
-}
-
-/// Dead objects to be settled.
-struct Dead {
-    list: [u32; OUTBOX],
-    nr: usize,
-}
-
-impl Dead {
-    fn get(&self, at: usize) -> u32 {
-        self.list.get(at).copied().unwrap_or(NONE)
-    }
-
-    fn swap_remove(&mut self, at: usize) {
-        self.nr = self.nr.saturating_sub(1);
-        let last = self.get(self.nr);
-        if let Some(slot) = self.list.get_mut(at) {
-            *slot = last;
-        }
+    pub(crate) fn take_dead(&mut self) -> Dead {
+        Dead::new(self.dead, core::mem::take(&mut self.nr_dead) as usize)
     }
 }
 
@@ -370,99 +349,6 @@ impl<E: ZsEnv> Pool<E> {
                 place.store(part.as_ptr(), Ordering::Release);
             },
         )
-    }
-
-    /// Settles the frees of other owners' objects that the running CPU has gathered.
-    #[cold]
-    #[inline(never)]
-    pub(crate) fn settle_mine(&self) {
-        let Some(pin) = Pinned::new(self.env.cpu()) else { return };
-        let id = ShardId::of(pin.id());
-        drop(pin);
-        if let Some(dead) = self.with_shard(id, |_, shard| shard.take_dead()) {
-            self.settle_dead(dead);
-        }
-    }
-
-    /// Settles frees that CPUs have gathered: an object that is freed on another CPU than it was stored on keeps its slot
-    /// until a few dozen of them are settled together. At most 64 objects a CPU are outstanding; figures that
-    /// [`stats`](Self::stats) gives and [`compact`](Self::compact) have them settled first. Reaches into every CPU that has
-    /// used the pool: a barrier on all CPUs for each. Contexts: any with interrupts on.
-    pub fn settle_frees(&self) {
-        for (id, _) in self.parts() {
-            let dead = self.with_shard(id, |part, shard| {
-                for class in self.classes() {
-                    // SAFETY: inside the part's section.
-                    unsafe { self.in_shard(id, part, shard, class, |_| ()) };
-                }
-                shard.take_dead()
-            });
-            if let Some(dead) = dead {
-                self.settle_dead(dead);
-            }
-        }
-    }
-
-    fn place_of_dead(&self, index: u32) -> Option<(&Header, Owner)> {
-        let place = Entry(self.entry(index)?.load(Ordering::Acquire));
-        let header = self.header(place.zspage())?;
-        Some((header, Owner(header.owner.load(Ordering::Relaxed))))
-    }
-
-    fn settle_dead(&self, mut dead: Dead) {
-        while let Some(last) = dead.nr.checked_sub(1) {
-            let index = dead.get(last);
-            let Some((header, owner)) = self.place_of_dead(index) else {
-                dead.swap_remove(last);
-                continue;
-            };
-            let Some(class) = self.class(owner.class()) else {
-                dead.swap_remove(last);
-                continue;
-            };
-            let mut released = Released::new();
-            let result = if owner.shard() == ShardId::HOME {
-                self.locked(class, |mut locked| {
-                    if header.owner.load(Ordering::Relaxed) != owner.0 {
-                        return Ok(());
-                    }
-                    dead.swap_remove(last);
-                    locked.free_dead(index, &mut released)
-                })
-            } else {
-                let settle =
-                    |part, shard: &mut Shard| self.settle_in(owner.shard(), part, shard, &mut dead, &mut released);
-                self.with_shard(owner.shard(), settle).unwrap_or(Ok(()))
-            };
-            self.release(&mut released);
-            if let Err(damage) = result {
-                self.report_damage(damage);
-            }
-        }
-    }
-
-    /// Settles those of some dead objects that lie in zspages of one CPU, as far as `released` has room.
-    fn settle_in<'p>(
-        &'p self,
-        id: ShardId,
-        part: &'p Part,
-        shard: &mut Shard,
-        dead: &mut Dead,
-        released: &mut Released,
-    ) -> Result<(), Corruption> {
-        for at in (0..dead.nr).rev() {
-            if !released.has_room_for_free() {
-                break;
-            }
-            let index = dead.get(at);
-            let Some((_, owner)) = self.place_of_dead(index).filter(|(_, owner)| owner.shard() == id) else { continue };
-            let Some(class) = self.class(owner.class()) else { continue };
-            dead.swap_remove(at);
-            // SAFETY: the caller is inside the part's section.
-            unsafe { self.in_shard(id, part, shard, class, |mut locked| locked.free_dead(index, released)) }
-                .unwrap_or(Ok(()))?;
-        }
-        Ok(())
     }
 
     /// Makes a CPU's zspages of a class shared ones: those with room for objects, or all of them.

@@ -28,7 +28,9 @@ use kmem_sync::atomic::{AtomicU16, AtomicU32, AtomicU64, Ordering};
 
 use crate::class::Class;
 use crate::geometry::Shape;
+pub(crate) use crate::inner::Inner;
 use crate::lock_word::LockWord;
+pub(crate) use crate::runs::Runs;
 use crate::shard::ShardId;
 
 /// No zspage, no handle; the owner of a free slot.
@@ -67,115 +69,6 @@ pub(crate) struct Header {
     pub(crate) lock: LockWord,
     pub(crate) owner: AtomicU32,
     pub(crate) inner: UnsafeCell<Inner>,
-}
-
-/// The part of a record that belongs to its owner's section.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub(crate) struct Inner {
-    /// Free slots whose frames are there.
-    pub(crate) avail: [u64; 2],
-    pub(crate) next: u32,
-    pub(crate) prev: u32,
-    /// Slots with an owner.
-    pub(crate) inuse: u8,
-    /// Which list the zspage is on.
-    pub(crate) list: u8,
-    /// Frames that are there.
-    pub(crate) nr_frames: u8,
-}
-
-impl Inner {
-    pub(crate) const fn new(list: u8) -> Self {
-        Self { avail: [0; 2], next: NONE, prev: NONE, inuse: 0, list, nr_frames: 0 }
-    }
-
-    /// Free slots whose frames are there, counted.
-    #[inline(always)]
-    pub(crate) fn nr_avail(&self) -> u32 {
-        self.avail[0].count_ones() + self.avail[1].count_ones()
-    }
-
-    #[inline(always)]
-    pub(crate) fn has_avail(&self) -> bool {
-        self.avail[0] | self.avail[1] != 0
-    }
-
-    #[inline(always)]
-    pub(crate) fn first_avail(&self) -> Option<usize> {
-        if self.avail[0] != 0 {
-            Some(self.avail[0].trailing_zeros() as usize)
-        } else if self.avail[1] != 0 {
-            Some(64 + self.avail[1].trailing_zeros() as usize)
-        } else {
-            None
-        }
-    }
-
-    /// Takes the first usable slot into use.
-    #[inline(always)]
-    pub(crate) fn take_first(&mut self) -> Option<usize> {
-        let [low, high] = &mut self.avail;
-        let slot = if *low != 0 {
-            let slot = low.trailing_zeros();
-            *low &= *low - 1;
-            slot
-        } else if *high != 0 {
-            let slot = high.trailing_zeros() + 64;
-            *high &= *high - 1;
-            slot
-        } else {
-            return None;
-        };
-        self.inuse = self.inuse.wrapping_add(1);
-        Some(slot as usize)
-    }
-
-    #[inline(always)]
-    pub(crate) fn is_avail(&self, slot: usize) -> bool {
-        self.avail.get(slot >> 6).is_some_and(|word| word >> (slot & 63) & 1 != 0)
-    }
-
-    #[inline(always)]
-    pub(crate) fn set_avail(&mut self, slot: usize) {
-        // A slot's number has seven bits.
-        self.avail[slot >> 6 & 1] |= 1 << (slot & 63);
-    }
-
-    /// The bits of a word of `avail` that stand for slots `start..end`.
-    #[inline(always)]
-    fn bits(word: usize, start: usize, end: usize) -> u64 {
-        let below = |slot: usize| match slot.saturating_sub(64 * word) {
-            nr @ 0..64 => (1_u64 << nr) - 1,
-            _ => u64::MAX,
-        };
-        below(end) & !below(start)
-    }
-
-    #[inline(always)]
-    pub(crate) fn set_range(&mut self, start: usize, end: usize) {
-        for (index, word) in self.avail.iter_mut().enumerate() {
-            *word |= Self::bits(index, start, end);
-        }
-    }
-
-    #[inline(always)]
-    pub(crate) fn clear_range(&mut self, start: usize, end: usize) {
-        for (index, word) in self.avail.iter_mut().enumerate() {
-            *word &= !Self::bits(index, start, end);
-        }
-    }
-
-    /// A sum over all fields.
-    pub(crate) fn sum(&self) -> u32 {
-        let words = [
-            self.avail[0],
-            self.avail[1],
-            u64::from(self.next) | u64::from(self.prev) << 32,
-            u64::from(self.inuse) | u64::from(self.list) << 16 | u64::from(self.nr_frames) << 32,
-        ];
-        words.iter().fold(1, |sum, &word| crate::handle::mix(sum ^ word)) as u32
-    }
 }
 
 /// One slot's owner. The token stands for the object's bytes, so that loom sees who touches them; it has no size.
@@ -222,75 +115,6 @@ impl FrameWord {
     }
     pub(crate) fn at(self, address: NonNull<u8>) -> Self {
         Self(self.0 & (PAGE_SIZE as u64 - 1) | address.as_ptr().expose_provenance() as u64)
-    }
-}
-
-/// Where an object's bytes are: one or two runs.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Runs {
-    pub(crate) first: *mut u8,
-    pub(crate) first_len: usize,
-    pub(crate) second: *mut u8,
-    pub(crate) second_len: usize,
-}
-
-impl Runs {
-    /// Copies `data` in.
-    ///
-    /// # Safety
-    /// The runs are the caller's to write and are as long as `data` together.
-    #[inline(always)]
-    pub(crate) unsafe fn write(&self, data: &[u8]) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            self.first.copy_from_nonoverlapping(data.as_ptr(), self.first_len);
-            if self.second_len != 0 {
-                self.second.copy_from_nonoverlapping(data.as_ptr().add(self.first_len), self.second_len);
-            }
-        }
-    }
-
-    /// Copies the bytes out to `to`.
-    ///
-    /// # Safety
-    /// Nobody writes the runs; `to` has room for both.
-    #[inline(always)]
-    pub(crate) unsafe fn read(&self, to: *mut u8) {
-        // SAFETY: the caller's promise.
-        unsafe {
-            to.copy_from_nonoverlapping(self.first, self.first_len);
-            if self.second_len != 0 {
-                to.add(self.first_len).copy_from_nonoverlapping(self.second, self.second_len);
-            }
-        }
-    }
-
-    /// Copies the bytes of `from`, which has the same length, split wherever it is.
-    ///
-    /// # Safety
-    /// Nobody writes `from`'s runs, these are the caller's to write, and they do not overlap.
-    #[inline(always)]
-    pub(crate) unsafe fn copy_from(&self, from: &Runs) {
-        let head = self.first_len.min(from.first_len);
-        // SAFETY: each piece lies in one run of either side; lengths add up to the object's.
-        unsafe {
-            self.first.copy_from_nonoverlapping(from.first, head);
-            if from.first_len > head {
-                let more = from.first_len - head;
-                self.second.copy_from_nonoverlapping(from.first.add(head), more);
-                if from.second_len != 0 {
-                    self.second.add(more).copy_from_nonoverlapping(from.second, from.second_len);
-                }
-            } else if self.first_len > head {
-                let more = self.first_len - head;
-                self.first.add(head).copy_from_nonoverlapping(from.second, more);
-                if self.second_len != 0 {
-                    self.second.copy_from_nonoverlapping(from.second.add(more), self.second_len);
-                }
-            } else if self.second_len != 0 {
-                self.second.copy_from_nonoverlapping(from.second, self.second_len);
-            }
-        }
     }
 }
 

@@ -167,14 +167,14 @@ impl<C: Cpu> Movable<C> {
     }
 
     fn injected(&self, source: Pfn) -> Result<(), MigrateError> {
-        let errors: [(MoveFailure, fn(Pfn) -> MigrateError); 3] = [
-            (MoveFailure::Again, MigrateError::Again),
-            (MoveFailure::Permanent, MigrateError::Permanent),
-            (MoveFailure::NoMemory, MigrateError::NoMemory),
+        let errors = [
+            (MoveFailure::Again, MigrateError::Again(source)),
+            (MoveFailure::Permanent, MigrateError::Permanent(source)),
+            (MoveFailure::NoMemory, MigrateError::NoMemory(source)),
         ];
         errors.into_iter().try_for_each(
             |(failure, error)| {
-                if self.injection.fails_now(failure) { Err(error(source)) } else { Ok(()) }
+                if self.injection.fails_now(failure) { Err(error) } else { Ok(()) }
             },
         )
     }

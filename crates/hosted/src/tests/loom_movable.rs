@@ -97,6 +97,19 @@ fn a_writer_and_a_move_keep_apart() {
 }
 
 #[test]
+fn a_reader_and_a_writer_keep_apart() {
+    loom::model(|| {
+        let page = Page::new();
+        let reader = thread::spawn({
+            let page = page.clone();
+            move || page.read(true)
+        });
+        page.write(5);
+        assert!(reader.join().unwrap().is_none_or(|value| value == 0 || value == 5));
+    });
+}
+
+#[test]
 fn readers_of_a_mapped_page_see_one_frame_or_the_other() {
     loom::model(|| {
         let page = Page::new();

@@ -4,6 +4,8 @@
 mod loom;
 #[cfg(loom)]
 mod loom_movable;
+#[cfg(loom)]
+mod loom_zram;
 
 #[cfg(not(loom))]
 mod cpu;

@@ -26,5 +26,7 @@ pub use device::Zram;
 pub use error::{ZramCreateError, ZramError};
 pub use options::{MAX_SECONDARIES, ZramOptions};
 pub use recompress::{Recompress, Recompressed};
+#[cfg(all(test, loom))]
+pub(crate) use slot::{Kind, Slot};
 pub use stats::{BdStat, IoStat, MmStat};
 pub use writeback::{BackingDevice, Which};

@@ -23,7 +23,7 @@ const PRIORITY_MASK: u32 = 3 << PRIORITY_SHIFT;
 /// What is kept for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// Nothing: it reads as zeroes.
     Empty = 0,
     /// The word that fills it.
@@ -39,7 +39,7 @@ pub(super) enum Kind {
 /// # Invariants
 /// `token` is accessed, and `word` and the rest of `state` change, only by whoever has set `LOCKED`.
 #[derive(Debug)]
-pub(super) struct Slot {
+pub(crate) struct Slot {
     word: AtomicU64,
     state: AtomicU32,
     /// Stands for what the lock protects, so that loom sees two holders.
@@ -47,13 +47,13 @@ pub(super) struct Slot {
 }
 
 impl Slot {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { word: AtomicU64::new(0), state: AtomicU32::new(0), token: UnsafeCell::new(()) }
     }
 
     /// Waits for the slot and locks it.
     #[inline]
-    pub(super) fn lock<C: Cpu>(&self, cpu: &C) -> SlotGuard<'_> {
+    pub(crate) fn lock<C: Cpu>(&self, cpu: &C) -> SlotGuard<'_> {
         loop {
             let state = self.state.load(Ordering::Relaxed);
             // Acquire pairs with the release in `drop`.
@@ -73,14 +73,14 @@ unsafe impl Sync for Slot {}
 
 /// A slot that is locked.
 #[derive(Debug)]
-pub(super) struct SlotGuard<'a> {
+pub(crate) struct SlotGuard<'a> {
     slot: &'a Slot,
     state: u32,
 }
 
 impl SlotGuard<'_> {
     #[inline]
-    pub(super) fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         match (self.state & KIND_MASK) >> KIND_SHIFT {
             1 => Kind::Same,
             2 => Kind::Object,
@@ -90,7 +90,7 @@ impl SlotGuard<'_> {
     }
 
     #[inline]
-    pub(super) fn word(&self) -> u64 {
+    pub(crate) fn word(&self) -> u64 {
         self.slot.word.load(Ordering::Relaxed)
     }
 
@@ -112,7 +112,7 @@ impl SlotGuard<'_> {
 
     /// Another content; of the flags only those given are set.
     #[inline]
-    pub(super) fn set(&mut self, kind: Kind, word: u64, flags: u32, priority: u8) {
+    pub(crate) fn set(&mut self, kind: Kind, word: u64, flags: u32, priority: u8) {
         self.slot.word.store(word, Ordering::Relaxed);
         self.state = (kind as u32) << KIND_SHIFT | flags | (u32::from(priority) << PRIORITY_SHIFT & PRIORITY_MASK);
     }

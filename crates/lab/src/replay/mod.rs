@@ -27,6 +27,7 @@ mod strict;
 
 pub use drive::{AreaFigures, Kept, Order, Outcome, Peak, Plan, replay};
 pub use integrity::{Integrity, IntegrityCounts};
+pub(crate) use parse::feed;
 pub use rounds::{Times, time};
 pub use sample::{Sample, Samples, unusable_index};
 pub use strict::SameRequests;

@@ -51,7 +51,7 @@ fn step(ops: Vec<crate::program::Op>, program: &Program) -> Arc<Step> {
 ///
 /// # Errors
 /// [`TraceError`] at the first line that cannot be read.
-fn feed(name: &str, program: &mut Program, chunk: &Chunk) -> Result<(), TraceError> {
+pub(crate) fn feed(name: &str, program: &mut Program, chunk: &Chunk) -> Result<(), TraceError> {
     for (number, line) in chunk.lines() {
         let why = match LineKind::of(line) {
             LineKind::Event(event) => match program.event(&event) {
