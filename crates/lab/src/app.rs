@@ -40,6 +40,7 @@ pub fn run<B: Bench>(bench: &B, cli: Cli) -> Result<bool, LabError> {
         None => report(bench, &bundled::BOOT, &cli.options),
         Some(Command::Replay { file, options }) => report(bench, &input(&file), &options),
         Some(Command::Fragment { options }) => crate::fragment::run(&options),
+        Some(Command::Pressure { options }) => crate::pressure::run(&options),
         Some(Command::Lru { options }) => crate::lru::run(&options).map(|()| true),
         Some(Command::Zram { options }) => crate::zram::run(&options),
         Some(Command::Machine { file, view, options }) => {

@@ -51,6 +51,13 @@ pub enum Command {
         #[command(flatten)]
         options: crate::fragment::FragmentOptions,
     },
+    /// A machine too small for its work: pages with contents, swap, caches, atomic requests; what reclaim does about it, and
+    /// whether anything was lost.
+    Pressure {
+        /// How.
+        #[command(flatten)]
+        options: crate::pressure::PressureOptions,
+    },
     /// Replay a trace and print the machine's views in the kernel's formats: buddyinfo, zoneinfo, slabinfo, pagetypeinfo, vmstat,
     /// vmallocinfo.
     Machine {

@@ -9,6 +9,7 @@ pub mod fragment;
 pub mod hosted;
 pub mod lru;
 pub mod model;
+pub mod pressure;
 pub mod proc;
 pub mod program;
 pub mod replay;
@@ -26,6 +27,9 @@ pub enum LabError {
     /// The machine cannot be set up.
     #[error("the machine: {0}")]
     Target(target::TargetError),
+    /// A machine under pressure cannot be set up.
+    #[error("the machine: {0}")]
+    Machine(Box<dyn std::error::Error + Send + Sync>),
     /// The page lists cannot be set up.
     #[error("the page lists: {0}")]
     Lists(#[from] kmem_reclaim::lru::SetupError),
