@@ -20,6 +20,8 @@ use crate::{KmemCache, ObjectError, SlabEnv, Slabs};
 
 /// Objects that are grouped at once.
 const PORTION: usize = 32;
+/// As many as the sheaves of large objects hold, for which a whole portion's table would be dear.
+const FEW: usize = 4;
 /// Places where a slab's group is looked up by its frame: a power of two, twice the groups there can be.
 const PLACES: usize = 2 * PORTION;
 
@@ -36,14 +38,14 @@ struct Group<'a> {
 }
 
 /// The groups of a portion.
-struct Groups<'a> {
-    groups: [Option<Group<'a>>; PORTION],
+struct Groups<'a, const N: usize> {
+    groups: [Option<Group<'a>>; N],
     len: usize,
     /// A group's number plus one, or zero.
     places: [u8; PLACES],
 }
 
-impl<'a> Groups<'a> {
+impl<'a, const N: usize> Groups<'a, N> {
     /// The group of the slab, which is new if the result says so. `None` if there is no room, which a portion leaves.
     fn place(&mut self, slab: &Slab<'a>) -> Option<usize> {
         let mut at = (slab.pfn.0.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - PLACES.ilog2())) as usize;
@@ -75,17 +77,28 @@ impl<E: SlabEnv> Slabs<E> {
     /// The caller gives up the objects.
     pub(crate) unsafe fn put_objects(&self, cache: &KmemCache, objects: &[*mut u8], how: Locking) -> Refused {
         let mut refused = Refused::default();
+        if objects.len() <= FEW {
+            // SAFETY: given up by the caller.
+            unsafe { self.put_portion::<FEW>(cache, objects, how, &mut refused) };
+            return refused;
+        }
         for portion in objects.chunks(PORTION) {
             // SAFETY: given up by the caller.
-            unsafe { self.put_portion(cache, portion, how, &mut refused) };
+            unsafe { self.put_portion::<PORTION>(cache, portion, how, &mut refused) };
         }
         refused
     }
 
     /// # Safety
     /// As for [`put_objects`](Self::put_objects).
-    unsafe fn put_portion(&self, cache: &KmemCache, objects: &[*mut u8], how: Locking, refused: &mut Refused) {
-        let mut groups = Groups { groups: [None; PORTION], len: 0, places: [0; PLACES] };
+    unsafe fn put_portion<const N: usize>(
+        &self,
+        cache: &KmemCache,
+        objects: &[*mut u8],
+        how: Locking,
+        refused: &mut Refused,
+    ) {
+        let mut groups = Groups { groups: [None; N], len: 0, places: [0; PLACES] };
         let mut rest = objects.iter();
         let mut ahead = rest.next();
         while let Some(&object) = ahead {
@@ -116,10 +129,10 @@ impl<E: SlabEnv> Slabs<E> {
     }
 
     /// The group of the object's slab, with the object in it.
-    fn group_of<'a, 'g>(
+    fn group_of<'a, 'g, const N: usize>(
         &'a self,
         cache: &KmemCache,
-        groups: &'g mut Groups<'a>,
+        groups: &'g mut Groups<'a, N>,
         object: NonNull<u8>,
     ) -> Result<&'g mut Group<'a>, ObjectError> {
         let address = object.addr().get();
