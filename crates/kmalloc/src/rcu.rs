@@ -15,7 +15,7 @@
 use core::ptr::NonNull;
 
 use kmem_gfp::{AllocContext, FrameTable, Pfn};
-use kmem_slab::{RcuHead, SlabEnv};
+use kmem_slab::{ObjectError, RcuHead, SlabEnv};
 use kmem_sync::atomic::{AtomicBool, Ordering};
 use kmem_sync::{Grace, GracePeriod, IrqLock, const_fn};
 
@@ -33,7 +33,7 @@ pub const RCU_HEAD_REACH: usize = 4096;
 /// ```
 /// use core::ptr::NonNull;
 /// use kmem_kmalloc::{KfreeError, Kmalloc, kfree_rcu};
-/// use kmem_slab::{RcuHead, SlabEnv};
+/// use kmem_slab::{ObjectError, RcuHead, SlabEnv};
 ///
 /// struct Route {
 ///     target: u32,
@@ -131,12 +131,26 @@ impl<E: SlabEnv> Kmalloc<'_, E> {
         let address = ptr.addr();
         let Some(block) = NonNull::new(ptr).filter(|_| !is_zero_or_null(address)) else { return Ok(()) };
         debug_assert!(head.addr().get().wrapping_sub(address) < RCU_HEAD_REACH, "the RCU head is not in the block");
+        // SAFETY: the caller's promise is the same.
+        match unsafe { self.slabs.free_rcu(block, head) } {
+            Ok(()) => Ok(()),
+            // SAFETY: the caller's promise is the same.
+            Err(error) => unsafe { self.kfree_rcu_other(address, error) },
+        }
+    }
+
+    /// What the caches would not take: a large block, or an error.
+    ///
+    /// # Safety
+    /// As for [`kfree_rcu`](Self::kfree_rcu).
+    #[cold]
+    #[inline(never)]
+    unsafe fn kfree_rcu_other(&self, address: usize, error: ObjectError) -> Result<(), KfreeError> {
         if self.is_large(address) {
             // SAFETY: the caller's promise is the same.
             return unsafe { self.queue_large(address) };
         }
-        // SAFETY: the caller's promise is the same.
-        unsafe { self.slabs.free_rcu(block, head) }.map_err(|error| self.explain(address, error))
+        Err(self.explain(address, error))
     }
 
     /// As [`kfree_rcu`](Self::kfree_rcu) for a block without a head. Only where sleeping is allowed: without memory to note

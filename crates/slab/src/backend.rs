@@ -194,16 +194,9 @@ impl<E: SlabEnv> Slabs<E> {
         count: usize,
         how: Locking,
     ) -> Result<(), ObjectError> {
-        loop {
-            let state = slab.state();
-            // SAFETY: the caller's promise.
-            let new = unsafe { self.pushed(cache, slab, state, head, tail, count)? };
-            if state.is_full() || new.inuse() == 0 {
-                break;
-            }
-            if slab.swap_state(state, new) {
-                return Ok(());
-            }
+        // SAFETY: the caller's promise.
+        if unsafe { self.push_unlocked(cache, slab, head, tail, count)? } {
+            return Ok(());
         }
         let Some(node) = self.node_of_slab(cache, owner, slab) else {
             return Err(ObjectError::Corrupted { address: tail.addr().get() });
@@ -216,19 +209,53 @@ impl<E: SlabEnv> Slabs<E> {
             Some(Ok(true)) => self.release_slab(cache, node, slab),
             Some(Ok(false)) => {}
             Some(Err(error)) => return Err(error),
-            None => {
-                let mut at = Some(slab.object(cache, head));
-                for _ in 0..count {
-                    let Some(object) = at else { break };
-                    // SAFETY: given up by the caller; the link is read before deferring writes it.
-                    unsafe {
-                        at = NonNull::new(cache.next(object));
-                        self.defer(cache, object);
-                    }
-                }
-            }
+            // SAFETY: the caller's promise.
+            None => unsafe { self.defer_chain(cache, slab, head, count) },
         }
         Ok(())
+    }
+
+    /// Pushes a chain without the list lock; `Ok(false)`, with nothing pushed, if that would make the slab partial or empty.
+    ///
+    /// # Safety
+    /// As for [`put_chain`](Self::put_chain).
+    #[inline]
+    pub(crate) unsafe fn push_unlocked(
+        &self,
+        cache: &KmemCache,
+        slab: &Slab<'_>,
+        head: usize,
+        tail: NonNull<u8>,
+        count: usize,
+    ) -> Result<bool, ObjectError> {
+        loop {
+            let state = slab.state();
+            // SAFETY: the caller's promise.
+            let new = unsafe { self.pushed(cache, slab, state, head, tail, count)? };
+            if state.is_full() || new.inuse() == 0 {
+                return Ok(false);
+            }
+            if slab.swap_state(state, new) {
+                return Ok(true);
+            }
+        }
+    }
+
+    /// Leaves a chain of objects for the next slow call that may wait for locks.
+    ///
+    /// # Safety
+    /// As for [`put_chain`](Self::put_chain).
+    #[cold]
+    pub(crate) unsafe fn defer_chain(&self, cache: &KmemCache, slab: &Slab<'_>, head: usize, count: usize) {
+        let mut at = Some(slab.object(cache, head));
+        for _ in 0..count {
+            let Some(object) = at else { break };
+            // SAFETY: given up by the caller; the link is read before deferring writes it.
+            unsafe {
+                at = NonNull::new(cache.next(object));
+                self.defer(cache, object);
+            }
+        }
     }
 
     /// `state` with a chain pushed in front, after linking the chain's tail to the present head.
@@ -344,61 +371,6 @@ impl<E: SlabEnv> Slabs<E> {
                 self.report_refused(cache, error);
             }
         }
-    }
-
-    /// Puts many objects back, those of one slab in one exchange where they lie near one another.
-    /// Returns the number refused and the first refusal.
-    ///
-    /// # Safety
-    /// The caller gives up the objects; the order of `objects` is lost.
-    pub(crate) unsafe fn put_objects(
-        &self,
-        cache: &KmemCache,
-        objects: &mut [*mut u8],
-        how: Locking,
-    ) -> (usize, Option<ObjectError>) {
-        const LOOK_AHEAD: usize = 16;
-        let frames = self.env.frames();
-        let mut refused = 0;
-        let mut first = None;
-        let mut rest = objects;
-        while let Some((last, before)) = rest.split_last_mut() {
-            rest = before;
-            let Some(tail) = NonNull::new(*last) else { continue };
-            let address = tail.addr().get();
-            let mut put = || {
-                let (owner, slab) = Slab::find(frames, tail).ok_or(ObjectError::NotSlab { address })?;
-                let total = slab.state().total();
-                let mut head = slab.index(cache, total, tail.as_ptr()).ok_or(ObjectError::NotAnObject { address })?;
-                let mut head_object = tail;
-                let mut count = 1;
-                let mut misses = 0;
-                let mut at = rest.len();
-                while at > 0 && misses < LOOK_AHEAD {
-                    at -= 1;
-                    let Some(&object) = rest.get(at) else { break };
-                    let (Some(index), Some(object)) = (slab.index(cache, total, object), NonNull::new(object)) else {
-                        misses += 1;
-                        continue;
-                    };
-                    // SAFETY: given up by the caller.
-                    unsafe { cache.set_next(object, head_object.as_ptr()) };
-                    (head, head_object) = (index, object);
-                    count += 1;
-                    let end = rest.len() - 1;
-                    rest.swap(at, end);
-                    rest = core::mem::take(&mut rest).split_at_mut(end).0;
-                }
-                // SAFETY: each object links to the one found before it, the first found being the tail.
-                unsafe { self.put_chain(cache, owner, &slab, head, tail, count, how) }
-            };
-            if let Err(error) = put() {
-                refused += 1;
-                first.get_or_insert(error);
-                self.report_refused(cache, error);
-            }
-        }
-        (refused, first)
     }
 
     /// Says that an object was refused and leaked.

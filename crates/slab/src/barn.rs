@@ -1,16 +1,20 @@
 //! The barn: where a node's CPUs trade full sheaves for empty ones.
 //!
 //! ```text
-//! Barn ─┬─ full  ──▶ sheaf ──▶ sheaf      at most 10, soft; fewer while nobody wants them
+//! Barn ─┬─ full  ──▶ sheaf ──▶ sheaf      at most 10, soft; fewer while nobody wants them, more while bursts repeat
 //!       └─ empty ──▶ sheaf                at most 10, soft
 //! ```
+//!
+//! A cache whose users take more at a time than the barn holds, give it all back and take it again would send the same objects
+//! to their slabs and fetch them from there every time. The barn notices: a sheaf that went to the slabs for want of room and
+//! that a refill misses afterwards is room for one more, up to [`BURST_BYTES`] of objects.
 //!
 //! **Locking:** one [`IrqLock`] over both lists; it may be taken inside a CPU's local section. The counts are repeated in
 //! atomics so that the common "nothing there" needs no lock.
 
 use core::ptr;
 
-use kmem_sync::atomic::{AtomicU32, Ordering};
+use kmem_sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use kmem_sync::{Cpu, IrqLock, const_fn};
 
 use crate::backend::Locking;
@@ -64,13 +68,46 @@ pub(crate) struct Barn {
     lists: IrqLock<Lists>,
     nr_full: AtomicU32,
     nr_empty: AtomicU32,
+    /// How full the barn should be: see [`Wanted`]. One word, changed by a load and a store: a race loses a step.
+    wanted: AtomicU64,
+}
+
+/// How full a barn should be. Packed as `earned │ spilled │ demand`, 20, 20 and 24 bits.
+#[derive(Clone, Copy)]
+struct Wanted {
     /// How many full sheaves are worth keeping, in quarters: each refill from slabs adds one whole, each overflow takes a
     /// quarter away.
-    demand: AtomicU32,
+    demand: u32,
+    /// Full sheaves that went to the slabs for want of room and that no refill has missed so far.
+    spilled: u32,
+    /// Sheaves beyond the limit that repeated bursts have earned.
+    earned: u32,
+}
+
+impl Wanted {
+    const DEMAND: u32 = (1 << 24) - 1;
+    const COUNT: u32 = (1 << 20) - 1;
+
+    const fn unpacked(word: u64) -> Self {
+        Self {
+            demand: word as u32 & Self::DEMAND,
+            spilled: (word >> 24) as u32 & Self::COUNT,
+            earned: (word >> 44) as u32 & Self::COUNT,
+        }
+    }
+
+    fn packed(self) -> u64 {
+        self.demand.min(Self::DEMAND) as u64
+            | (self.spilled.min(Self::COUNT) as u64) << 24
+            | (self.earned.min(Self::COUNT) as u64) << 44
+    }
 }
 
 /// Overflows that make the barn smaller by one sheaf.
 const PATIENCE: u32 = 4;
+
+/// Bytes of objects up to which repeated bursts enlarge a barn.
+pub(crate) const BURST_BYTES: usize = 256 << 10;
 
 impl Barn {
     const_fn! {
@@ -80,29 +117,42 @@ impl Barn {
                 lists: IrqLock::new(Lists { full: Stack::new(), empty: Stack::new() }),
                 nr_full: AtomicU32::new(0),
                 nr_empty: AtomicU32::new(0),
-                demand: AtomicU32::new(limit.saturating_mul(PATIENCE)),
+                wanted: AtomicU64::new((limit.saturating_mul(PATIENCE) & Wanted::DEMAND) as u64),
             }
         }
     }
 
-    /// How many full sheaves the barn keeps at the moment.
-    pub(crate) fn room(&self) -> u32 {
-        self.demand.load(Ordering::Relaxed).div_ceil(PATIENCE)
+    fn wanted(&self) -> Wanted {
+        Wanted::unpacked(self.wanted.load(Ordering::Relaxed))
     }
 
-    /// Notes that objects had to come from slabs: a fuller barn, up to `limit`, would have helped.
-    pub(crate) fn note_refill(&self, limit: u32) {
-        let demand = self.demand.load(Ordering::Relaxed).saturating_add(PATIENCE);
-        self.demand.store(demand.min(limit.saturating_mul(PATIENCE)), Ordering::Relaxed);
+    /// How many full sheaves the barn keeps at the moment.
+    pub(crate) fn room(&self) -> u32 {
+        self.wanted().demand.div_ceil(PATIENCE)
+    }
+
+    /// Notes that objects had to come from slabs: a fuller barn, up to `limit`, would have helped; up to `most` if it had been
+    /// full before.
+    pub(crate) fn note_refill(&self, limit: u32, most: u32) {
+        let mut wanted = self.wanted();
+        if wanted.spilled > 0 {
+            wanted.spilled -= 1;
+            wanted.earned = (wanted.earned + 1).min(most.saturating_sub(limit));
+        }
+        let top = limit.saturating_add(wanted.earned).saturating_mul(PATIENCE);
+        wanted.demand = wanted.demand.saturating_add(PATIENCE).min(top);
+        self.wanted.store(wanted.packed(), Ordering::Relaxed);
     }
 
     /// Notes that a full sheaf found no room; returns whether the barn has become too full for what it is used.
     pub(crate) fn note_overflow(&self) -> bool {
-        let demand = self.demand.load(Ordering::Relaxed);
-        if demand > PATIENCE {
-            self.demand.store(demand - 1, Ordering::Relaxed);
+        let mut wanted = self.wanted();
+        wanted.spilled += 1;
+        if wanted.demand > PATIENCE {
+            wanted.demand -= 1;
         }
-        self.nr_full() > self.room()
+        self.wanted.store(wanted.packed(), Ordering::Relaxed);
+        self.nr_full() > wanted.demand.div_ceil(PATIENCE)
     }
 
     /// Full sheaves, read without the lock.

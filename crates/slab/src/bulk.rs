@@ -129,7 +129,7 @@ impl<E: SlabEnv> Slabs<E> {
         if result.is_ok() && pays && Self::is_charged(cache, gfp) {
             result = self.charge_all(cache, gfp, objects);
         }
-        if result.is_ok() && !cache.is_debug() {
+        if result.is_ok() && !cache.is_debug() && (care != 0 || gfp.contains(Gfp::ZERO)) {
             for object in objects.iter().copied().flatten() {
                 // SAFETY: just allocated.
                 unsafe { self.hand_out(cache, gfp, care, object, WHOLE) };
@@ -154,6 +154,11 @@ impl<E: SlabEnv> Slabs<E> {
         if let Some(rest) = out.get_mut(*got..) {
             let moved = cache.slots.try_with(cpu, |slot, _| self.drain_sheaves(cache, slot, node, rest));
             *got += moved.unwrap_or(0);
+        }
+        if *got < out.len()
+            && let Some(home) = cache.node(node)
+        {
+            home.barn.note_refill(self.config.barn_full, cache.most_full());
         }
         while let Some(rest) = out.get_mut(*got..)
             && !rest.is_empty()
@@ -316,7 +321,7 @@ impl<E: SlabEnv> Slabs<E> {
 
     /// The cache that an object belongs to; `None` for memory that is no slab's.
     #[doc(alias = "virt_to_cache")]
-    #[inline]
+    #[inline(always)]
     pub fn cache_of(&self, object: NonNull<u8>) -> Option<&KmemCache> {
         let (_, words) = self.env.frames().lookup(object.addr().get())?;
         let owner = words.owner.load(Ordering::Relaxed);

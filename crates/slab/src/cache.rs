@@ -11,6 +11,7 @@ use kmem_gfp::{Gfp, Order};
 use kmem_sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use kmem_sync::{IrqLock, UnsafeCell};
 
+use crate::barn::BURST_BYTES;
 use crate::layout::ObjectLayout;
 use crate::node::Node;
 use crate::order::SlabOrders;
@@ -87,6 +88,7 @@ pub struct KmemCache {
     pub(crate) layout: ObjectLayout,
     pub(crate) orders: SlabOrders,
     pub(crate) objects_per_slab: u32,
+    most_full: u32,
     reciprocal: u64,
     secret: u64,
     pub(crate) flags: SlabFlags,
@@ -193,6 +195,7 @@ impl KmemCache {
             care_lock: IrqLock::new(()),
             sheaf_capacity: spec.sheaf_capacity,
             objects_per_slab: crate::order::objects(spec.orders.preferred, stride) as u32,
+            most_full: (BURST_BYTES / stride.saturating_mul(spec.sheaf_capacity as usize).max(1)) as u32,
             // Exact for offsets below 4 MiB: the error is below 2^22 / 2^44, less than one part in any stride.
             reciprocal: (1 << 44) / stride as u64 + 1,
             secret: spec.secret,
@@ -293,6 +296,11 @@ impl KmemCache {
         !self.flags.intersects(SlabFlags::INIT_ON_FREE.union(SlabFlags::DEBUG))
     }
 
+    /// Full sheaves that a barn may hold at most while bursts repeat.
+    pub(crate) fn most_full(&self) -> u32 {
+        self.most_full
+    }
+
     /// The part on `node`.
     pub(crate) fn node(&self, node: usize) -> Option<&Node> {
         if node >= self.nr_nodes as usize {
@@ -313,11 +321,13 @@ impl KmemCache {
         ((offset as u64).wrapping_mul(self.reciprocal) >> 44) as usize
     }
 
+    #[inline(always)]
     fn link(&self, object: NonNull<u8>) -> *mut usize {
         // SAFETY: the free pointer lies inside the slot (invariant of `ObjectLayout`).
         unsafe { object.as_ptr().add(self.layout.free_offset).cast() }
     }
 
+    #[inline(always)]
     fn mask(&self, link: *mut usize) -> usize {
         self.secret as usize ^ link.addr().swap_bytes()
     }
@@ -326,6 +336,7 @@ impl KmemCache {
     ///
     /// # Safety
     /// `object` is a free object of this cache whose link has been written.
+    #[inline(always)]
     pub(crate) unsafe fn next(&self, object: NonNull<u8>) -> *mut u8 {
         let link = self.link(object);
         // SAFETY: the caller's promise; the link need not be aligned in objects with odd free-pointer offsets.
@@ -337,6 +348,7 @@ impl KmemCache {
     ///
     /// # Safety
     /// `object` is a free object of this cache that the caller alone knows.
+    #[inline(always)]
     pub(crate) unsafe fn set_next(&self, object: NonNull<u8>, next: *mut u8) {
         let link = self.link(object);
         // SAFETY: the caller's promise.
@@ -352,18 +364,13 @@ impl KmemCache {
         unsafe { self.link(object).write_unaligned(0) };
     }
 
-    /// The `at`-th slot number of a shuffled slab, if there is a table.
-    pub(crate) fn shuffled(&self, at: usize) -> Option<usize> {
+    /// The slot numbers of a slab in shuffled order; empty if slabs are not shuffled.
+    pub(crate) fn shuffled(&self) -> &[u16] {
         if self.random_len == 0 {
-            return None;
+            return &[];
         }
-        let at = at % self.random_len as usize;
-        // SAFETY: below `random_len` (invariant 3).
-        Some(unsafe { self.random.add(at).read() } as usize)
-    }
-
-    pub(crate) fn shuffled_len(&self) -> usize {
-        self.random_len as usize
+        // SAFETY: `random` points to `random_len` numbers that live as long as the descriptor (invariant 3).
+        unsafe { core::slice::from_raw_parts(self.random, self.random_len as usize) }
     }
 
     /// A pseudo-random number; not from a secret source.

@@ -123,12 +123,28 @@ impl<E: SlabEnv> Slabs<E> {
     #[track_caller]
     pub fn alloc_sized(&self, cache: &KmemCache, gfp: Gfp, requested: usize) -> Result<NonNull<u8>, AllocError> {
         self.debug_sleep_check(gfp);
-        let popped = if gfp.intersects(Self::SLOW_FLAGS) { None } else { pop(Pinned::quick(self.env.cpu()), cache) };
+        let popped = match gfp.intersects(Self::SLOW_FLAGS) {
+            true => self.pop_zeroed(cache, gfp),
+            false => pop(Pinned::quick(self.env.cpu()), cache),
+        };
         // The pointer of either way, not the `Result`: that would go through memory on both.
         Ok(match popped {
             Some(object) => object,
             None => self.alloc_slow(cache, gfp, requested, Location::caller())?,
         })
+    }
+
+    /// The sheaf's next object, zeroed, if zeroing is all that the request wants beyond it.
+    #[inline(never)]
+    fn pop_zeroed(&self, cache: &KmemCache, gfp: Gfp) -> Option<NonNull<u8>> {
+        // What a constructor made is not overwritten in families that zero everything: the slow path knows.
+        if gfp.intersects(Self::SLOW_FLAGS.difference(Gfp::ZERO)) || cache.ctor.is_some() {
+            return None;
+        }
+        let object = pop(Pinned::quick(self.env.cpu()), cache)?;
+        // SAFETY: an object has `object_size` bytes, ours. A cache whose sheaves can be had here tracks no sizes.
+        unsafe { object.write_bytes(0, cache.object_size()) };
+        Some(object)
     }
 
     /// Allocates an object on `node`: strictly with [`Gfp::THISNODE`], otherwise as a preference. `None` is

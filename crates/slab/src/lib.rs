@@ -28,6 +28,7 @@ mod error;
 mod family;
 mod fast;
 mod flags;
+mod flush;
 mod info;
 mod inject;
 mod layout;

@@ -112,7 +112,7 @@ impl<E: SlabEnv> Slabs<E> {
         }
     }
 
-    /// Cuts a fresh block into slots: prepares every object, hands the first ones to `out`, chains the others.
+    /// Cuts a fresh block into slots: prepares every object, hands the first ones to `out`, chains the others, if there are any.
     fn cut(
         &self,
         cache: &KmemCache,
@@ -121,42 +121,52 @@ impl<E: SlabEnv> Slabs<E> {
         state: &mut SlabState,
         out: &mut [*mut u8],
     ) -> usize {
-        let shuffle = cache.shuffled_len();
-        let start = if shuffle > 1 { cache.random() as usize % shuffle } else { 0 };
-        let steps = shuffle.max(total);
+        if cache.ctor.is_some() || cache.flags.intersects(SlabFlags::DEBUG) {
+            self.prepare(cache, slab, total, state.order());
+        }
+        let table = cache.shuffled();
+        let start = if table.len() > 1 { cache.random() as usize % table.len() } else { 0 };
+        let (behind, ahead) = table.split_at(start.min(table.len()));
+        let mut order = ahead.iter().chain(behind).map(|&index| index as usize).filter(|&index| index < total);
+        let mut plain = 0..if table.is_empty() { total } else { 0 };
+        let mut next = || if table.is_empty() { plain.next() } else { order.next() };
         let mut taken = 0;
-        let mut head: Option<usize> = None;
-        let mut tail: Option<NonNull<u8>> = None;
-        debug::init_slab(cache, slab, state.order());
-        for step in 0..steps {
-            let index = cache.shuffled(start + step).unwrap_or(step);
-            if index >= total {
-                continue;
+        for place in out.iter_mut() {
+            let Some(index) = next() else { break };
+            *place = slab.object(cache, index).as_ptr();
+            taken += 1;
+        }
+        let mut head = None;
+        if taken < total
+            && let Some(first) = next()
+        {
+            head = Some(first);
+            let mut tail = slab.object(cache, first);
+            while let Some(index) = next() {
+                let object = slab.object(cache, index);
+                // SAFETY: both objects are free and ours.
+                unsafe { cache.set_next(tail, object.as_ptr()) };
+                tail = object;
             }
+            // SAFETY: free and ours.
+            unsafe { cache.set_next(tail, core::ptr::null_mut()) };
+        }
+        *state = state.with(head, taken);
+        taken
+    }
+
+    /// Paints a new slab's objects as their cache's checks want to find them, and constructs them.
+    #[cold]
+    fn prepare(&self, cache: &KmemCache, slab: &Slab<'_>, total: usize, order: Order) {
+        debug::init_slab(cache, slab, order);
+        for index in 0..total {
             let object = slab.object(cache, index);
             debug::init_object(cache, object);
             if let Some(ctor) = cache.ctor {
                 // SAFETY: the object is ours, of the cache's size and alignment.
                 unsafe { ctor(object) };
             }
-            if let Some(place) = out.get_mut(taken) {
-                *place = object.as_ptr();
-                taken += 1;
-                continue;
-            }
-            match tail {
-                // SAFETY: both objects are free and ours.
-                Some(before) => unsafe { cache.set_next(before, object.as_ptr()) },
-                None => head = Some(index),
-            }
-            tail = Some(object);
         }
-        if let Some(last) = tail {
-            // SAFETY: free and ours.
-            unsafe { cache.set_next(last, core::ptr::null_mut()) };
-        }
-        *state = state.with(head, taken);
-        taken
     }
 
     /// Gives up an empty slab that is on no list: at once, or after a grace period in typesafe caches.

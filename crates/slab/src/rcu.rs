@@ -11,9 +11,9 @@
 use core::panic::Location;
 use core::ptr::{self, NonNull};
 
-use kmem_gfp::{AllocContext, Gfp, Pfn};
+use kmem_gfp::{AllocContext, FrameTable, Gfp, OwnerTag, Pfn};
 use kmem_sync::atomic::{AtomicU32, Ordering};
-use kmem_sync::{Cpu, Grace, GracePeriod, IrqLock, const_fn};
+use kmem_sync::{Cpu, Grace, GracePeriod, IrqLock, Pinned, const_fn};
 
 use crate::backend::Locking;
 use crate::sheaf::Sheaf;
@@ -113,9 +113,38 @@ impl<E: SlabEnv> Slabs<E> {
     #[doc(alias("kfree_rcu", "kvfree_rcu"))]
     pub unsafe fn free_rcu(&self, object: NonNull<u8>, head: NonNull<RcuHead>) -> Result<(), ObjectError> {
         let address = object.addr().get();
-        let (owner, _) = Slab::find(self.env.frames(), object).ok_or(ObjectError::NotSlab { address })?;
+        let (_, words) = self.env.frames().lookup(address).ok_or(ObjectError::NotSlab { address })?;
+        // Relaxed: whoever has the object got it after the slab was made.
+        let owner = words.owner.load(Ordering::Relaxed);
+        if OwnerTag::of(owner) != OwnerTag::Slab {
+            return Err(ObjectError::NotSlab { address });
+        }
         // SAFETY: the frame belongs to a slab, so its cache lives.
         let cache = unsafe { owner_cache(owner) };
+        // SAFETY: `hot` keeps invariant 2 of `KmemCache`; pinned; in the section the RCU sheaf is this CPU's, and it has
+        // room left afterwards, as it always must. The word says that the object is this cache's.
+        let pushed = unsafe {
+            Pinned::quick(self.env.cpu()).and_then(|pin| {
+                (*cache.hot.load(Ordering::Relaxed).add(pin.id().index())).on_rcu::<E::Cpu, _>(|rcu, local| {
+                    local == owner && !rcu.is_null() && (*rcu).len + 1 < (*rcu).cap && Sheaf::push(rcu, object)
+                })
+            })
+        };
+        if pushed == Some(true) {
+            return Ok(());
+        }
+        // SAFETY: the caller's promise is the same.
+        unsafe { self.free_rcu_slow(cache, owner, object, head) };
+        Ok(())
+    }
+
+    /// [`free_rcu`](Self::free_rcu) when the sheaf is missing, becomes full, or is not the object's.
+    ///
+    /// # Safety
+    /// As for [`free_rcu`](Self::free_rcu); the object's frame has the owner word `owner`.
+    #[cold]
+    #[inline(never)]
+    unsafe fn free_rcu_slow(&self, cache: &KmemCache, owner: u64, object: NonNull<u8>, head: NonNull<RcuHead>) {
         // Before the object is out of our hands: after that the cache may be destroyed.
         self.poll_pending(cache);
         // SAFETY: given up by the caller.
@@ -133,7 +162,6 @@ impl<E: SlabEnv> Slabs<E> {
                 queues.heads.1 = head;
             });
         }
-        Ok(())
     }
 
     /// Frees an object that has no [`RcuHead`] after every reader now running has finished. May sleep: without memory to
@@ -174,6 +202,7 @@ impl<E: SlabEnv> Slabs<E> {
         let mut new = None;
         for attempt in 0..2 {
             let pushed = cache.slots.try_with(cpu, |slot, _| {
+                slot.owner = owner;
                 if slot.rcu.is_null() {
                     let sheaf = new.take().or_else(|| cache.node(node)?.barn.take_empty(cpu, Locking::Wait))?;
                     slot.rcu = sheaf;

@@ -99,6 +99,29 @@ impl Sheaf {
         true
     }
 
+    /// Puts the last of `objects` in, the first of them on top, as many as there is room for; returns how many.
+    ///
+    /// # Safety
+    /// The caller holds the sheaf `this`, and gives up that many free objects of its cache.
+    pub(crate) unsafe fn push_last(this: *mut Sheaf, objects: &[*mut u8]) -> usize {
+        // SAFETY: the caller holds the sheaf; the places written lie between `len` and `cap`.
+        unsafe {
+            let len = (*this).len;
+            let count = objects.len().min(((*this).cap - len) as usize);
+            if count == 0 {
+                // Perhaps the shared sheaf without room, which is never written.
+                return 0;
+            }
+            let mut place = Self::objects(this).add(len as usize);
+            for &object in objects.iter().rev().take(count) {
+                place.write(object);
+                place = place.add(1);
+            }
+            (*this).len = len + count as u32;
+            count
+        }
+    }
+
     /// Whether `object` is the one put in last: it is being freed twice.
     ///
     /// # Safety

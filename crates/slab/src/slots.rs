@@ -105,6 +105,25 @@ impl Slot {
         Some(result)
     }
 
+    /// Runs `f` on the RCU sheaf and the owner word, and leaves the main sheaf where it is; `None` if this CPU is inside
+    /// already, or a revoker is.
+    ///
+    /// # Safety
+    /// The caller is pinned to the slot's CPU for the whole call.
+    #[inline(always)]
+    pub(crate) unsafe fn on_rcu<C: Cpu, R>(&self, f: impl FnOnce(*mut Sheaf, u64) -> R) -> Option<R> {
+        // SAFETY: pinned.
+        if !unsafe { self.lock.try_enter::<C>() } {
+            return None;
+        }
+        // SAFETY: in this section nobody else reaches `rest`; `owner` is this CPU's (invariant 2).
+        let (rcu, owner) = unsafe { (self.rest.with(|rest| (*rest).rcu), self.owner.with(|owner| *owner)) };
+        let result = f(rcu, owner);
+        // SAFETY: entered above.
+        unsafe { self.lock.exit() };
+        Some(result)
+    }
+
     /// Takes everything away from the slot's CPU, from any CPU. Same duties as [`LocalLock::revoke`].
     pub(crate) fn take_all<C: Cpu>(&self, cpu: &C) -> Taken {
         let first = self.main.swap(sheaf::none(), Ordering::AcqRel);

@@ -7,6 +7,7 @@
 //! A new slab is made only when nothing free is left where the request may look, and its objects fill the sheaf; a sheaf
 //! is never filled up by making slabs. Refills start small and double. The way back is `slow_free`.
 
+use core::mem::MaybeUninit;
 use core::panic::Location;
 use core::ptr::NonNull;
 
@@ -270,7 +271,7 @@ impl<E: SlabEnv> Slabs<E> {
                 return Found::Object(object);
             }
         }
-        home.barn.note_refill(self.config.barn_full);
+        home.barn.note_refill(self.config.barn_full, cache.most_full());
         let least = (cache.sheaf_capacity / 8).max(2);
         slot.batch = slot.batch.saturating_mul(2).clamp(least, cache.sheaf_capacity.max(least));
         if slot.has_main() && home.nr_partial() > 0 {
@@ -300,9 +301,9 @@ impl<E: SlabEnv> Slabs<E> {
             true => None,
             false => self.new_sheaf(cache, gfp.nested(), how),
         };
-        let mut buffer = [core::ptr::null_mut(); REFILL];
+        let mut buffer = [MaybeUninit::uninit(); REFILL];
         let wanted = if has_sheaf || new_sheaf.is_some() { batch.saturating_add(1).min(REFILL) } else { 1 };
-        let out = buffer.get_mut(..wanted).unwrap_or_default();
+        let out = emptied(buffer.get_mut(..wanted).unwrap_or_default());
         let mut got = cache.node(node).map_or(0, |home| self.take_partial(cache, home, out, how));
         if got == 0 {
             got = self.take_elsewhere(cache, gfp, node, out, how, Reach::Spare);
@@ -331,16 +332,13 @@ impl<E: SlabEnv> Slabs<E> {
                 {
                     slot.main = sheaf;
                 }
-                while let Some(object) = left.checked_sub(1).and_then(|at| NonNull::new(*extra.get(at)?)) {
-                    // SAFETY: the slot holds its main sheaf; the objects are free and ours.
-                    if !unsafe { Sheaf::push(slot.main, object) } {
-                        break;
-                    }
-                    left -= 1;
-                }
+                // SAFETY: the slot holds its main sheaf; the objects are free and ours.
+                left -= unsafe { Sheaf::push_last(slot.main, extra) };
             });
-            // SAFETY: these are free and ours.
-            unsafe { self.put_objects(cache, extra.get_mut(..left).unwrap_or_default(), how) };
+            if left > 0 {
+                // SAFETY: these are free and ours.
+                unsafe { self.put_objects(cache, extra.get_mut(..left).unwrap_or_default(), how) };
+            }
         }
         if let Some(sheaf) = spare_sheaf {
             self.keep_empty(cache, node, sheaf, how);
@@ -401,6 +399,15 @@ impl<E: SlabEnv> Slabs<E> {
         self.drain_deferred(cache);
         self.poll_pending(cache);
     }
+}
+
+/// Places for objects, none of which is filled yet.
+fn emptied(places: &mut [MaybeUninit<*mut u8>]) -> &mut [*mut u8] {
+    for place in &mut *places {
+        place.write(core::ptr::null_mut());
+    }
+    // SAFETY: all of them have just been written; the layout is the same.
+    unsafe { core::slice::from_raw_parts_mut(places.as_mut_ptr().cast(), places.len()) }
 }
 
 /// How far from its node a request may take objects.

@@ -10,6 +10,7 @@ use kmem_gfp::Gfp;
 
 use super::env::run_on;
 use super::{BARE, destroy, family, family_with, give, take, with_flags};
+use crate::flush::Refused;
 use crate::{BulkFreeError, CacheArgs, ObjectError, SlabEnv, SlabFlags};
 
 fn distinct(objects: &[Option<NonNull<u8>>]) -> usize {
@@ -76,10 +77,10 @@ fn runs_of_one_slab_go_back_in_one_update() {
     let slabs = family_with(1, BARE);
     let cache = slabs.create("things", 64, &CacheArgs::default()).unwrap();
     let objects = take(&slabs, cache, 128);
-    let mut mixed: Vec<*mut u8> = (0..64).flat_map(|at| [objects[at].as_ptr(), objects[64 + at].as_ptr()]).collect();
+    let mixed: Vec<*mut u8> = (0..64).flat_map(|at| [objects[at].as_ptr(), objects[64 + at].as_ptr()]).collect();
     // SAFETY: ours.
-    let refused = unsafe { slabs.put_objects(cache, &mut mixed, crate::backend::Locking::Wait) };
-    assert_eq!(refused, (0, None));
+    let refused = unsafe { slabs.put_objects(cache, &mixed, crate::backend::Locking::Wait) };
+    assert_eq!(refused, Refused::default());
     assert_eq!(slabs.cache_stats(cache).objects, 0);
     destroy(&slabs, cache);
 }

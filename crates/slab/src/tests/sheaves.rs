@@ -69,6 +69,29 @@ fn a_barn_that_nobody_draws_from_gets_smaller() {
 }
 
 #[test]
+fn a_barn_grows_with_bursts_that_repeat() {
+    // SL-51: what one burst sent to the slabs and the next one missed stays in sheaves, within limits.
+    let slabs = family(1);
+    let cache = slabs.create("things", 256, &CacheArgs::default()).unwrap();
+    let objects = take(&slabs, cache, 800);
+    give(&slabs, cache, objects);
+    assert!(slabs.cache_stats(cache).barn_full <= 10, "a burst alone earns nothing");
+    for _ in 0..6 {
+        let objects = take(&slabs, cache, 800);
+        give(&slabs, cache, objects);
+    }
+    slabs.env().requests();
+    let objects = take(&slabs, cache, 800);
+    assert_eq!(slabs.env().requests(), [], "nothing comes from new slabs");
+    let more = take(&slabs, cache, 4000);
+    give(&slabs, cache, objects);
+    give(&slabs, cache, more);
+    let parked = slabs.cache_stats(cache).barn_full as usize * cache.sheaf_capacity() * cache.stride();
+    assert!(parked <= 256 << 10, "{parked} bytes");
+    destroy(&slabs, cache);
+}
+
+#[test]
 fn barns_pass_objects_between_cpus() {
     // SL-51, SL-54
     let slabs = family(2);
