@@ -106,11 +106,21 @@ fn memory_above_4_gib_is_used() {
     let Some(high) = given.regions().iter().map(|region| region.range).find(|range| range.start.0 >= 1 << 20) else {
         return;
     };
-    let page = kmem().alloc_page(Gfp::KERNEL).expect("memory");
-    assert!(high.contains(page), "Normal comes first: {page}");
-    let address = kmem().page_address(page).expect("mapped");
-    super::tools::fill(address, kmem::PAGE_SIZE, 1);
-    super::tools::check(address, kmem::PAGE_SIZE, 1);
-    // SAFETY: ours.
-    unsafe { kmem().free_page(page) }.expect("ours");
+    // The zone reaches from below to above: sooner or later a block is from there.
+    let mut others = alloc::vec::Vec::with_capacity(4096);
+    let block = loop {
+        let block = kmem().alloc_pages(OPTIMISTIC, Order::PAGEBLOCK).expect("memory above 4 GiB is free");
+        if high.contains(block) {
+            break block;
+        }
+        others.push(block);
+    };
+    let address = kmem().page_address(block).expect("mapped");
+    super::tools::fill(address, Order::PAGEBLOCK.size_bytes(), 1);
+    super::tools::check(address, Order::PAGEBLOCK.size_bytes(), 1);
+    others.push(block);
+    for block in others {
+        // SAFETY: ours.
+        unsafe { kmem().free_pages(block, Order::PAGEBLOCK) }.expect("ours");
+    }
 }
