@@ -6,7 +6,7 @@ use kmem::gfp::{Gfp, Order, PAGE_SIZE, PfnRange};
 use kmem::reclaim::lru::{OwnerId, PageOwner};
 use kmem::{Kmem, KmemCell, NodeId, Pfn, Platform, ReclaimPlatform, ZoneKind};
 use kmem_gfp::{MovableOwner, ReclaimRequest};
-use kmem_sync::atomic::{AtomicU64, Ordering};
+use kmem_sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use kmem_vmalloc::Work;
 
 use crate::context::KernelContext;
@@ -46,9 +46,16 @@ fn no_memory_yet() -> ! {
 /// Counts down to the page request that is to fail; zero: none.
 static FAIL_IN: AtomicU64 = AtomicU64::new(0);
 
-/// Lets the `n`-th page request from here on fail.
+/// Whether the page allocator's fast paths have been closed so that every request asks.
+static ARMED: AtomicBool = AtomicBool::new(false);
+
+/// Lets the `n`-th page request from here on fail; zero: none.
 pub(crate) fn fail_page_request(n: u64) {
     FAIL_IN.store(n, Ordering::Relaxed);
+    let armed = n != 0;
+    if ARMED.swap(armed, Ordering::Relaxed) != armed {
+        kmem().pages().set_injecting(armed);
+    }
 }
 
 /// Whether a failure that was asked for has not come about yet.
@@ -133,6 +140,8 @@ impl Platform for Machine {
     fn reclaim_event(&self, name: &str) -> Option<u64> {
         MM.get()?.event(name)
     }
+
+    const INJECTS_ANYWHERE: bool = false;
 
     #[inline(always)]
     fn inject_failure(&self, _gfp: Gfp, _order: Order) -> bool {
