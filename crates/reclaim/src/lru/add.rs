@@ -11,6 +11,7 @@ use kmem_gfp::{FrameTable, OwnerTag, Pfn};
 use kmem_sync::atomic::Ordering;
 
 use super::chain::PFN_LIMIT;
+use super::hands::CpuLists;
 use super::policy::{Access, Policy};
 use super::section::Step;
 use super::word::{KEY_LIMIT, OwnerWord, State, Whereabouts};
@@ -28,13 +29,13 @@ pub(crate) struct Batch {
 }
 
 impl Batch {
-    /// Adds a frame; when the batch is full it is handed out and empty again.
-    fn push(&mut self, pfn: Pfn) -> Option<Self> {
+    /// Adds a frame; whether the batch is full.
+    fn push(&mut self, pfn: Pfn) -> bool {
         if let Some(entry) = self.pfns.get_mut(self.len) {
             *entry = pfn.0 as u32;
             self.len += 1;
         }
-        (self.len == BATCH).then(|| core::mem::take(self))
+        self.len == BATCH
     }
 
     fn pfns(&self) -> &[u32] {
@@ -191,9 +192,9 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
 
     /// Brings a frame to the attention of whoever empties this CPU's batch; without a CPU, at once.
     fn defer(&self, pfn: Pfn) {
-        match self.batches.try_with(self.env.cpu(), |batch, _| batch.push(pfn)) {
+        match self.cpus.try_with(self.env.cpu(), |cpu, _| cpu.batch.push(pfn).then(|| cpu.take())) {
             Some(None) => {}
-            Some(Some(full)) => self.settle(full.pfns()),
+            Some(Some(full)) => self.settle_taken(full),
             None => self.settle(&[pfn.0 as u32]),
         }
     }
@@ -201,18 +202,23 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
     /// Empties every CPU's batch. Slow: reaches into each CPU. Where sleeping is allowed.
     #[doc(alias = "lru_add_drain_all")]
     pub fn drain_all(&self) {
-        for (_, slot) in self.batches.iter() {
-            let batch = slot.with_revoked(self.env.cpu(), core::mem::take);
-            self.settle(batch.pfns());
+        for (_, slot) in self.cpus.iter() {
+            self.settle_taken(slot.with_revoked(self.env.cpu(), CpuLists::take));
         }
     }
 
     /// Empties this CPU's batch. Any context but NMI.
     #[doc(alias = "lru_add_drain")]
     pub fn drain_local(&self) {
-        if let Some(batch) = self.batches.try_with(self.env.cpu(), |batch, _| core::mem::take(batch)) {
-            self.settle(batch.pfns());
+        if let Some(batch) = self.cpus.try_with(self.env.cpu(), |cpu, _| cpu.take()) {
+            self.settle_taken(batch);
         }
+    }
+
+    /// Brings a batch that [`CpuLists::take`] has given to the lists.
+    pub(crate) fn settle_taken(&self, batch: Batch) {
+        self.settle(batch.pfns());
+        self.end();
     }
 
     /// Brings frames to the lists they belong on; one lock for each run of frames of the same vector.

@@ -65,7 +65,7 @@ pub(crate) struct Outcome {
 /// What became of one page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Fate {
-    Freed(GroupId),
+    Freed(OwnerWord, PageKind),
     Keep,
     Activate,
 }
@@ -74,12 +74,16 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
     /// Reclaims what it can of `pages`, which the caller has isolated from the lists of `group` on `node`, and puts the rest back.
     pub(crate) fn reclaim(&self, node: NodeId, group: GroupId, pages: &Isolated, scan: &mut Scan<'_>) -> Outcome {
         let gfp = current_gfp_context(scan.limits.gfp, scan.context.task_flags());
-        let (mut outcome, mut kept, mut dead) = (Outcome::default(), Isolated::new(), Isolated::new());
-        let mut uncharged = (group, 0u64);
+        let (mut outcome, mut kept) = (Outcome::default(), Isolated::new());
+        let (mut gone, mut uncharged) = ([(OwnerWord::NONE, PageKind::File); PORTION], (group, 0u64));
         for pfn in pages.iter() {
             match self.reclaim_page(pfn, gfp, scan, &mut outcome) {
-                Fate::Freed(charged) => {
+                Fate::Freed(word, kind) => {
+                    if let Some(entry) = gone.get_mut(outcome.freed as usize) {
+                        *entry = (word, kind);
+                    }
                     outcome.freed += 1;
+                    let charged = word.group();
                     if charged != uncharged.0 {
                         self.uncharge_some(uncharged);
                         uncharged = (charged, 0);
@@ -94,25 +98,37 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
             }
         }
         self.uncharge_some(uncharged);
+        // Counted as isolated until it is uncharged: that keeps the group's number.
+        for &(word, kind) in gone.iter().take(outcome.freed as usize) {
+            self.uncount_isolated(word, kind);
+        }
+        outcome.freed += self.put_back_all(node, group, &kept);
+        scan.reclaimed += outcome.freed;
+        outcome
+    }
+
+    /// Puts pages back that were isolated from the lists of `group` on `node`; returns how many were dead and are free.
+    pub(crate) fn put_back_all(&self, node: NodeId, group: GroupId, pages: &Isolated) -> u64 {
+        let mut dead = Isolated::new();
         let mut elsewhere = Isolated::new();
-        self.section(node, group, |section| {
-            for pfn in kept.iter() {
-                match section.put_back(pfn, Some(Arrival::Rejected)) {
-                    Step::Done => {}
-                    Step::Elsewhere => elsewhere.push(pfn),
-                    Step::Dead(_) => dead.push(pfn),
+        self.with_number_kept(group, || {
+            self.section(node, group, |section| {
+                for pfn in pages.iter() {
+                    match section.put_back(pfn, Some(Arrival::Rejected)) {
+                        Step::Done => {}
+                        Step::Elsewhere => elsewhere.push(pfn),
+                        Step::Dead(_) => dead.push(pfn),
+                    }
                 }
+            });
+            for pfn in dead.iter() {
+                self.bury(pfn, group);
             }
         });
-        for pfn in dead.iter() {
-            self.bury(pfn, group);
-        }
         for pfn in elsewhere.iter() {
             self.put_back_as(pfn, Some(Arrival::Rejected));
         }
-        outcome.freed += dead.len() as u64;
-        scan.reclaimed += outcome.freed;
-        outcome
+        dead.len() as u64
     }
 
     fn uncharge_some(&self, (group, pages): (GroupId, u64)) {
@@ -201,13 +217,12 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
             return Fate::Keep;
         }
         // Nobody else refers to the frame (promise 1 of `PageOwner`), and only a forwarding put-back changes an isolated page's
-        // group: this is the word that its counts follow.
+        // group: this is the word that its counts follow. The caller uncounts it.
         let word = self.owner_word(pfn);
-        self.uncount_isolated(word, page.kind);
         words.state.store(0, Ordering::Relaxed);
         words.links.store(0, Ordering::Relaxed);
         words.owner.store(OwnerWord::NONE.0, Ordering::Release);
-        Fate::Freed(word.group())
+        Fate::Freed(word, page.kind)
     }
 
     /// Stores what the reference rule left of the state; an access that is noted meanwhile stays noted.

@@ -11,7 +11,7 @@ use kmem_gfp::{FrameTable, FrameWords, NodeId, PageAllocator, Pfn, ZoneKind};
 use kmem_sync::atomic::{AtomicU64, Ordering};
 use kmem_sync::{Cpu, PerCpu};
 
-use super::add::Batch;
+use super::hands::CpuLists;
 use super::policy::Policy;
 use super::section::Section;
 use super::vector::{Kind, NodeCounts, Tally, Vector};
@@ -59,7 +59,9 @@ pub struct Lists<E: LruEnv, P: Policy> {
     pub(crate) env: E,
     vectors: NonNull<Vector<P>>,
     nodes: NonNull<NodeCounts>,
-    pub(crate) batches: PerCpu<Batch>,
+    pub(crate) cpus: PerCpu<CpuLists>,
+    /// Stretches begun and ended where no CPU could be had.
+    pub(crate) off_cpu: (AtomicU64, AtomicU64),
     nr_nodes: u32,
     max_groups: u32,
     pub(crate) min_ttl_ms: AtomicU64,
@@ -80,7 +82,7 @@ struct Parts {
 fn parts<P: Policy>(cpus: u32, nodes: u32, groups: u32) -> Option<Parts> {
     let vectors = Layout::array::<Vector<P>>((nodes as usize).checked_mul(groups as usize)?).ok()?;
     let (layout, nodes) = vectors.extend(Layout::array::<NodeCounts>(nodes as usize).ok()?).ok()?;
-    let (layout, batches) = layout.extend(PerCpu::<Batch>::layout(cpus)?).ok()?;
+    let (layout, batches) = layout.extend(PerCpu::<CpuLists>::layout(cpus)?).ok()?;
     Some(Parts { whole: layout.pad_to_align(), nodes, batches })
 }
 
@@ -129,9 +131,10 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
             unsafe { nodes.add(at).write(NodeCounts::default()) };
         }
         // SAFETY: as above; the slots are this value's alone.
-        let batches = unsafe { PerCpu::init(memory.add(parts.batches), env.cpu().nr_cpus(), |_| Batch::default()) };
+        let cpus = unsafe { PerCpu::init(memory.add(parts.batches), env.cpu().nr_cpus(), |_| CpuLists::default()) };
         // INVARIANT: everything has just been written (1); no page is listed (2).
-        Ok(Self { env, vectors, nodes, batches, nr_nodes, max_groups, min_ttl_ms: AtomicU64::new(0) })
+        let off_cpu = (AtomicU64::new(0), AtomicU64::new(0));
+        Ok(Self { env, vectors, nodes, cpus, off_cpu, nr_nodes, max_groups, min_ttl_ms: AtomicU64::new(0) })
     }
 
     /// The surroundings that the lists were made with.

@@ -22,6 +22,7 @@ mod classic;
 mod env;
 mod evict;
 mod generations;
+mod hands;
 mod lists;
 mod migrate;
 mod owner;

@@ -48,17 +48,8 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
             let word = OwnerWord(words.owner.load(Ordering::Acquire));
             match word.whereabouts() {
                 Whereabouts::Foreign => return Err(NotListed(pfn)),
-                Whereabouts::Batched => {
-                    // Release: the next owner of the frame comes behind everything that was done to the page.
-                    if self.swap(pfn, word, OwnerWord::NONE) {
-                        uncharge(&self.env, word.group());
-                        return Ok(Removed::Yours);
-                    }
-                }
-                Whereabouts::Listed => {
-                    let out = self.section(word.node(), word.group(), |section| section.take_out(pfn)).flatten();
-                    if let Some(word) = out {
-                        uncharge(&self.env, word.group());
+                Whereabouts::Batched | Whereabouts::Listed => {
+                    if self.with_number_kept(word.group(), || self.take_out(pfn, word)) {
                         return Ok(Removed::Yours);
                     }
                 }
@@ -71,6 +62,21 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
                 }
             }
         }
+    }
+
+    /// Takes a page off its list or out of its batch, if its word still says so, and uncharges it.
+    fn take_out(&self, pfn: Pfn, word: OwnerWord) -> bool {
+        let out = if word.whereabouts() == Whereabouts::Batched {
+            // Release: the next owner of the frame comes behind everything that was done to the page.
+            self.swap(pfn, word, OwnerWord::NONE)
+        } else {
+            self.section(word.node(), word.group(), |section| section.take_out(pfn)).flatten().is_some()
+        };
+        if out {
+            // A section takes out pages of its own group only.
+            uncharge(&self.env, word.group());
+        }
+        out
     }
 
     /// [`remove`](Self::remove)s a page and frees its frame, now or later.
@@ -135,15 +141,21 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
             if word.whereabouts() != Whereabouts::Isolated {
                 return;
             }
-            match self.section(word.node(), word.group(), |section| section.put_back(pfn, arrival)) {
-                Some(Step::Elsewhere) => {}
-                Some(Step::Dead(group)) => return self.bury(pfn, group),
-                Some(Step::Done) | None => return,
+            let is_elsewhere = self.with_number_kept(word.group(), || {
+                match self.section(word.node(), word.group(), |section| section.put_back(pfn, arrival)) {
+                    Some(Step::Elsewhere) => return true,
+                    Some(Step::Dead(group)) => self.bury(pfn, group),
+                    Some(Step::Done) | None => {}
+                }
+                false
+            });
+            if !is_elsewhere {
+                return;
             }
         }
     }
 
-    /// Frees a dead page that has been put back.
+    /// Frees a dead page that has been put back. The stretch that keeps its number began before that.
     pub(crate) fn bury(&self, pfn: Pfn, group: GroupId) {
         uncharge(&self.env, group);
         self.free_frame(pfn);

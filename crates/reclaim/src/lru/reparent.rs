@@ -7,7 +7,6 @@ use kmem_gfp::{NodeId, Pfn};
 use kmem_sync::atomic::Ordering;
 
 use super::policy::{Arrival, Policy};
-use super::section::Step;
 use super::vector::{Kind, NR_LISTS};
 use super::{Lists, LruEnv};
 use crate::GroupId;
@@ -15,13 +14,13 @@ use crate::GroupId;
 /// Pages that change lists for one taking of each lock.
 const PORTION: usize = 32;
 
-/// A group's number is still borne by pages that somebody holds.
+/// A group's number may still be borne by pages that somebody holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{pages} isolated pages still bear the number of group {group}")]
+#[error("pages on their way, {pages} of them isolated, may still bear the number of group {group}")]
 pub struct GroupBusy {
     /// The group.
     pub group: u32,
-    /// How many.
+    /// How many of them are isolated. None: pages are being brought to their lists or uncharged, which takes a moment.
     pub pages: u64,
 }
 
@@ -30,13 +29,14 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
     /// has borne yet need no opening.
     ///
     /// # Errors
-    /// [`GroupBusy`] while pages of the old group are in somebody's hands: try again later.
+    /// [`GroupBusy`] while pages of the old group are, or may be, in somebody's hands: try again later.
     pub fn open_group(&self, group: GroupId) -> Result<(), GroupBusy> {
         self.drain_all();
         let vectors = || (0..self.env_nodes()).filter_map(|node| self.vector(NodeId(node), group));
         let held = |kind| vectors().map(|vector| vector.counts.get(kind)).sum::<u64>();
         let pages = held(Kind::IsolatedAnon) + held(Kind::IsolatedFile);
-        if pages > 0 {
+        // The counts first: what leaves them does so on a stretch that has begun by now.
+        if pages > 0 || !self.hands_are_empty() {
             return Err(GroupBusy { group: group.0, pages });
         }
         for node in 0..self.env_nodes() {
@@ -82,13 +82,7 @@ impl<E: LruEnv, P: Policy> Lists<E, P> {
         let pfns = pfns.get(..taken.unwrap_or(0)).unwrap_or(&[]);
         for &pfn in pfns {
             let pfn = Pfn(pfn.into());
-            let step = self.section(node, parent, |section| section.put_back(pfn, Some(Arrival::Back(list))));
-            match step {
-                Some(Step::Dead(group)) => self.bury(pfn, group),
-                // The parent is going as well.
-                Some(Step::Elsewhere) => self.put_back(pfn),
-                Some(Step::Done) | None => {}
-            }
+            self.put_back_as(pfn, Some(Arrival::Back(list)));
         }
         !pfns.is_empty()
     }

@@ -6,8 +6,7 @@ use kmem_sync::atomic::Ordering;
 use super::balance::{self, Situation};
 use super::{ClassicPolicy, list};
 use crate::lru::evict::{Isolated, PORTION, helps};
-use crate::lru::policy::{Arrival, End, Place};
-use crate::lru::section::Step;
+use crate::lru::policy::{End, Place};
 use crate::lru::word::State;
 use crate::lru::{Lists, LruEnv, Page, PageKind};
 use crate::{GroupId, Groups, Protection, Scan};
@@ -165,23 +164,7 @@ fn deactivate_some<E: LruEnv>(
             words.state.fetch_and(!State::ACTIVE, Ordering::Relaxed);
         }
     }
-    let mut rest = Isolated::new();
-    let mut dead = Isolated::new();
-    lists.section(node, group, |section| {
-        for pfn in isolated.iter() {
-            match section.put_back(pfn, Some(Arrival::Rejected)) {
-                Step::Done => {}
-                Step::Elsewhere => rest.push(pfn),
-                Step::Dead(_) => dead.push(pfn),
-            }
-        }
-    });
-    for pfn in rest.iter() {
-        lists.put_back(pfn);
-    }
-    for pfn in dead.iter() {
-        lists.bury(pfn, group);
-    }
+    lists.put_back_all(node, group, &isolated);
     if rotated > 0
         && let Some(vector) = lists.vector(node, group)
     {

@@ -3,6 +3,7 @@
 //! The owner's index holds, for each key, nothing, a frame, or the shadow of a page that was evicted. Marks of mappings are plain
 //! flags by frame.
 
+use core::cell::RefCell;
 use core::ptr::NonNull;
 use std::boxed::Box;
 use std::collections::BTreeMap;
@@ -60,6 +61,13 @@ impl State {
         }
         self.refuse_in == 0
     }
+}
+
+type AtUncharge = Box<dyn Fn(GroupId)>;
+
+std::thread_local! {
+    /// Done before each uncharge.
+    pub(crate) static AT_UNCHARGE: RefCell<Option<AtUncharge>> = const { RefCell::new(None) };
 }
 
 #[derive(Debug)]
@@ -290,6 +298,7 @@ impl Groups for Machine {
         self.state().swappiness
     }
     fn uncharge(&self, group: GroupId, pages: u64) {
+        AT_UNCHARGE.with_borrow(|look| look.iter().for_each(|look| look(group)));
         *self.state().uncharged.entry(group.0).or_default() += pages;
     }
 }
