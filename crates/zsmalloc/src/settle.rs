@@ -6,8 +6,8 @@
 //! ```
 //! Until then the entry of a dead object keeps its place.
 
-use kmem_sync::atomic::Ordering;
 use kmem_sync::Pinned;
+use kmem_sync::atomic::Ordering;
 
 use crate::handle::Entry;
 use crate::released::Released;
