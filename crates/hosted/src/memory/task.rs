@@ -51,7 +51,7 @@ pub(crate) struct TaskList {
 }
 
 impl TaskList {
-    pub(crate) const fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { head: AtomicPtr::new(ptr::null_mut()), next_id: AtomicU64::new(1) }
     }
 
